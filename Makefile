@@ -1,0 +1,45 @@
+# make demo   the main job on real input: one table, one HTML page with pictures
+# make test   values (GPU kernels in Triton's interpreter), then ahead-of-time compilation
+# Everything is installed into .venv from pyproject.toml at the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: demo test test-values test-aot lint bench gpu-check clean
+
+demo: $(STAMP)
+	$(BIN)/trisparse demo $(DEMO_ARGS)
+
+test: test-values test-aot
+
+# Two processes: Triton reads TRITON_INTERPRET when a kernel is decorated, so one process cannot do both.
+test-values: $(STAMP)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests -m "not aot" $(PYTEST_ARGS)
+
+test-aot: $(STAMP)
+	$(BIN)/python -m pytest tests -m aot $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks pointcloud $(BENCH_ARGS)
+
+# No install and no network: the system Python brings torch, triton, numba, numpy and pytest.
+gpu-check:
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu_check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[pointcloud,bench,dev]' --constraint constraints.txt
+	touch $@
