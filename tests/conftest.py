@@ -1,0 +1,105 @@
+"""Fixtures that every test may use: device, real data, seeds, poisoned memory, guard rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+# The interpreter and a real device cannot share a process: @triton.jit reads the variable once.
+DEVICES = ["cuda"] if torch.cuda.is_available() and not INTERPRETED else []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="ahead-of-time compilation needs a process without TRITON_INTERPRET")
+    for item in items:
+        if INTERPRETED and item.get_closest_marker("aot"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", *DEVICES])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that a test of values runs on: cpu, and cuda where there is one and the interpreter is off."""
+    return request.param
+
+
+@pytest.fixture
+def kernel_device() -> str:
+    """The device on which gpu.py launchers run in this process: cpu in the interpreter, else cuda, else it skips."""
+    if INTERPRETED:
+        return "cpu"
+    if DEVICES:
+        return "cuda"
+    pytest.skip("GPU kernels need a GPU or TRITON_INTERPRET=1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data, ../shared/data beside the repository; skips where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same state of torch's generators."""
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin return NaN (largest integer for integer types), so that an element not written shows."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def _poison(dtype: torch.dtype) -> float | int | bool:
+    if dtype.is_floating_point:
+        return float("nan")
+    return True if dtype == torch.bool else torch.iinfo(dtype).max - 5
+
+
+@pytest.fixture
+def guarded_empty() -> Iterator[Callable[..., torch.Tensor]]:
+    """``guarded_empty(*shape, dtype=, device=)``: a poisoned tensor between guard rows.
+
+    The guard rows are checked when the test ends: a store outside of the tensor fails the test, which neither the
+    interpreter nor a GPU would report.
+    """
+    guards = []
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu", rows: int = 64) -> torch.Tensor:
+        n_rows, rest = (shape[0], shape[1:]) if shape else (1, ())
+        poison = _poison(dtype)
+        buffer = torch.full((n_rows + 2 * rows, *rest), poison, dtype=dtype, device=device)
+        guards.append((buffer[:rows], poison))
+        guards.append((buffer[rows + n_rows :], poison))
+        inner = buffer[rows : rows + n_rows]
+        return inner if shape else inner[0]
+
+    yield empty
+    for guard, poison in guards:
+        intact = guard.isnan() if guard.dtype.is_floating_point else guard == poison
+        assert bool(intact.all()), "a kernel wrote outside of its output"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The test runs with torch.set_num_threads(1)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
