@@ -1,0 +1,155 @@
+"""The shape of the repository: imports point down only, imports stay light, exported names keep their promise."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOMAINS = ("pointcloud", "video", "nlp")
+INSTALLED = ("common_kernels", *DOMAINS, "trisparse")
+OURS = {*INSTALLED, "benchmarks", "tests"}
+
+# Which of our own packages each may import, besides itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    "common_kernels": set(),
+    **{domain: {"common_kernels"} for domain in DOMAINS},
+    "trisparse": {"common_kernels", *DOMAINS},
+    "benchmarks": set(INSTALLED),
+}
+KERNEL_LIBRARIES = {"torch", "numba", "llvmlite", "triton", "numpy"}
+# Loaded where they are used, never by `import package`.
+OPTIONAL = {"cumm", "decord", "laspy", "lazrs", "matplotlib", "plyfile", "ray", "spconv", "transformers", "triton"}
+# Files of common_kernels that may import the compilers.
+COMPILER_FILES = {"triton": {"gpu.py"}, "numba": {"cpu.py", "simd.py", "threads.py"}, "llvmlite": {"cpu.py", "simd.py"}}
+
+# Public names that code outside this repository relies on.
+CONTRACT: dict[str, set[str]] = {
+    "common_kernels": {
+        "CoordinateTable", "KernelMap", "compact", "gather_gemm", "gather_rows", "kernel_map", "scatter_add_rows",
+        "segment_reduce",
+    },
+    "pointcloud": {
+        *(f"{name}{n}d" for n in (1, 2, 3, 4) for name in (
+            "SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv", "SparseMaxPool")),
+        "SparseConvTensor", "SparseModule", "SparseSequential", "ToDense", "accelerate", "devoxelize", "models",
+        "read_points", "voxelize",
+    },
+    "pointcloud.models": {"MinkUNet"},
+    "video": set(),
+    "nlp": set(),
+    "trisparse": {"list_pretrained", "load_pretrained"},
+}  # fmt: skip
+
+
+def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Line and absolute module name of every import in `source`, a file of `package` (dotted), function bodies too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            yield node.lineno, ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def violations(source: str, package: str, filename: str) -> list[str]:
+    """What the import rule forbids in one file of `package` (dotted)."""
+    top = package.split(".")[0]
+    found = []
+    for line, module in imported_modules(source, package):
+        target = module.split(".")[0]
+        if target == top:
+            continue
+        if target in OURS:
+            if target not in MAY_IMPORT[top]:
+                found.append(f"{package}/{filename}:{line} imports {module}, which is not below {top}")
+        elif top == "common_kernels":
+            if target not in sys.stdlib_module_names and target not in KERNEL_LIBRARIES:
+                found.append(f"{package}/{filename}:{line} imports {module}: common_kernels knows only its compilers")
+            elif filename not in COMPILER_FILES.get(target, {filename}):
+                found.append(f"{package}/{filename}:{line} imports {module} outside {sorted(COMPILER_FILES[target])}")
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_imports_point_down(package: str) -> None:
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        dotted = ".".join(path.relative_to(ROOT).parent.parts)
+        found += violations(path.read_text(), dotted, path.name)
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("package", "filename", "source", "expected"),
+    [
+        ("common_kernels.compact", "__init__.py", "import pointcloud", "not below"),
+        ("common_kernels", "rows.py", "def f():\n    from scipy import sparse", "only its compilers"),
+        ("common_kernels.compact", "cpu.py", "import triton.language as tl", "outside ['gpu.py']"),
+        ("common_kernels.compact", "reference.py", "import numba", "outside"),
+        ("pointcloud.io", "__init__.py", "from video import VideoReader", "not below"),
+        ("nlp", "x.py", "import trisparse.zoo", "not below"),
+        ("trisparse", "demo.py", "from benchmarks.peers import spconv", "not below"),
+    ],
+)  # fmt: skip
+def test_import_rule_sees_a_breach(package: str, filename: str, source: str, expected: str) -> None:
+    found = violations(source, package, filename)
+    assert len(found) == 1 and expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("package", "filename", "source"),
+    [
+        ("common_kernels.compact", "__init__.py", "import math\nfrom . import reference\nfrom ..threads import x"),
+        ("common_kernels.compact", "gpu.py", "import triton"),
+        ("pointcloud", "conv.py", "from common_kernels import gather_gemm\nimport numpy"),
+        ("trisparse", "cli.py", "import pointcloud, video, nlp"),
+    ],
+)
+def test_import_rule_allows_what_it_should(package: str, filename: str, source: str) -> None:
+    assert violations(source, package, filename) == []
+
+
+@pytest.mark.parametrize("package", INSTALLED)
+def test_import_loads_no_optional_library(package: str) -> None:
+    code = f"import json, sys, {package}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert OPTIONAL & set(json.loads(done.stdout)) == set()
+
+
+@pytest.mark.parametrize("module", sorted(CONTRACT))
+def test_exported_names(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = loaded.__all__
+    assert len(names) == len(set(names)), f"{module}.__all__ names something twice"
+    assert [name for name in names if not hasattr(loaded, name)] == []
+    assert [name for name in names if name.startswith("_") and name != "__version__"] == []
+    assert CONTRACT[module] - set(names) == set()
+
+
+@pytest.mark.parametrize("package", INSTALLED)
+def test_package_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_version_has_one_source() -> None:
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert importlib.import_module("trisparse").__version__ == declared.group(1)
+
+
+def test_benchmarks_and_tests_are_not_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"\[tool\.setuptools\.packages\.find\]\ninclude = \[(.*?)\]", text, re.DOTALL)
+    assert listed is not None
+    assert {name.split(".")[0] for name in re.findall(r'"([^"]+)"', listed.group(1))} == set(INSTALLED)
