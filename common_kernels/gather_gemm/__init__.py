@@ -1,0 +1,172 @@
+"""Gather some input rows for each output row, multiply by a weight per tap, sum: the act behind every sparse layer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common_kernels.gather_gemm import reference
+from common_kernels.kernel_map import KernelMap
+
+ACTIVATIONS = ("none", "relu")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def gather_gemm(
+    x: Tensor,
+    map: KernelMap,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """`out[m] = act(sum over taps k of x[map.table[k, m]] @ weight[k] + bias + residual[m])`; a tap of -1 adds nothing.
+
+    Products are accumulated in fp32 (fp64 for fp64 input) and each output row is written once, in a fixed order of
+    summation: repeated runs are equal bit for bit. Differentiable in x, weight, bias and residual.
+
+    Args:
+        x: [N, Cin] fp32, fp64, fp16 or bf16, N = map.n_in.
+        weight: [K, Cin, Cout], the dtype of x.
+        bias: [Cout].
+        residual: [M, Cout], added before the activation.
+        activation: "none" or "relu".
+
+    Returns:
+        [M, Cout] in the dtype of x.
+    """
+    _check(x, map, weight, bias, residual, activation)
+    transposed, transposed_schedule, mirrored = None, [], False
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        transposed, transposed_schedule, mirrored = map.backward_tables
+    return torch.ops.trisparse.gather_gemm(
+        x, weight, bias, residual, activation, map.table, map.schedule, transposed, transposed_schedule, mirrored
+    )
+
+
+def _check(
+    x: Tensor, map: KernelMap, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
+) -> None:
+    if x.ndim != 2 or x.dtype not in DTYPES:
+        raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [N, Cin], got {_describe(x)}")
+    if x.shape[0] != map.n_in:
+        raise ValueError(f"x must have the map's {map.n_in} input rows, got {_describe(x)}")
+    if weight.ndim != 3 or weight.shape[:2] != (map.n_taps, x.shape[1]) or weight.dtype != x.dtype:
+        raise ValueError(
+            f"weight must be {_dtype(x)} [K, Cin, Cout] = [{map.n_taps}, {x.shape[1]}, Cout], got {_describe(weight)}"
+        )
+    n_out = weight.shape[2]
+    if bias is not None and (bias.shape != (n_out,) or bias.dtype != x.dtype):
+        raise ValueError(f"bias must be {_dtype(x)} [{n_out}], got {_describe(bias)}")
+    if residual is not None and (residual.shape != (map.n_out, n_out) or residual.dtype != x.dtype):
+        raise ValueError(f"residual must be {_dtype(x)} [{map.n_out}, {n_out}], got {_describe(residual)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, tensor in (("map", map.table), ("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _describe(x: Tensor) -> str:
+    return f"{_dtype(x)} {list(x.shape)}"
+
+
+@torch.library.custom_op("trisparse::gather_gemm", mutates_args=())
+def _gather_gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    table: Tensor,
+    schedule: Sequence[Tensor],
+    transposed: Tensor | None,
+    transposed_schedule: Sequence[Tensor],
+    mirrored: bool,
+) -> Tensor:
+    return reference.gather_gemm(x, table, weight, bias, residual, activation)
+
+
+@_gather_gemm.register_fake
+def _(x, weight, bias, residual, activation, table, *_):  # type: ignore[no-untyped-def]
+    return x.new_empty(table.shape[1], weight.shape[2])
+
+
+@torch.library.custom_op("trisparse::gather_gemm_weight_grad", mutates_args=())
+def _weight_grad(
+    x: Tensor,
+    grad: Tensor,
+    table: Tensor,
+    schedule: Sequence[Tensor],
+    transposed: Tensor | None,
+    transposed_schedule: Sequence[Tensor],
+    mirrored: bool,
+) -> Tensor:
+    return reference.weight_grad(x, grad, table)
+
+
+@_weight_grad.register_fake
+def _(x, grad, table, *_):  # type: ignore[no-untyped-def]
+    return x.new_empty(table.shape[0], x.shape[1], grad.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, bias, residual, activation, table, schedule, transposed, transposed_schedule, mirrored = inputs
+    ctx.save_for_backward(x, weight, output if activation == "relu" else None, table, transposed)
+    ctx.schedules, ctx.mirrored = (schedule, transposed_schedule), mirrored
+    ctx.needs = (bias is not None, residual is not None)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, weight, out, table, transposed = ctx.saved_tensors
+    schedule, transposed_schedule = ctx.schedules
+    if out is not None:
+        grad = grad * (out > 0)
+    grad = grad.contiguous()
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        turned = (weight.flip(0) if ctx.mirrored else weight).transpose(1, 2)
+        grad_x = torch.ops.trisparse.gather_gemm(
+            grad, turned, None, None, "none", transposed, transposed_schedule, table, schedule, ctx.mirrored
+        )
+    if ctx.needs_input_grad[1]:
+        grad_weight = torch.ops.trisparse.gather_gemm_weight_grad(
+            x, grad, table, schedule, transposed, transposed_schedule, ctx.mirrored
+        ).to(weight.dtype)
+    grad_bias = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype) if ctx.needs[0] else None
+    grad_residual = grad if ctx.needs[1] else None
+    return grad_x, grad_weight, grad_bias, grad_residual, None, None, *_no_grads(ctx)
+
+
+def _no_grads(ctx):  # type: ignore[no-untyped-def]
+    """The gradients of (schedule, transposed, transposed_schedule, mirrored)."""
+    schedule, transposed_schedule = ctx.schedules
+    return [None] * len(schedule), None, [None] * len(transposed_schedule), None
+
+
+def _setup_weight_grad(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, grad, table, schedule, transposed, transposed_schedule, mirrored = inputs
+    ctx.save_for_backward(x, grad, table, transposed)
+    ctx.schedules, ctx.mirrored = (schedule, transposed_schedule), mirrored
+
+
+def _backward_weight_grad(ctx, upstream):  # type: ignore[no-untyped-def]
+    """The weight gradient is bilinear in x and grad, so both of its gradients are gather-GEMMs with `upstream`."""
+    x, grad, table, transposed = ctx.saved_tensors
+    schedule, transposed_schedule = ctx.schedules
+    upstream = upstream.to(x.dtype)
+    turned = (upstream.flip(0) if ctx.mirrored else upstream).transpose(1, 2)
+    tables = (table, schedule, transposed, transposed_schedule)
+    grad_x = torch.ops.trisparse.gather_gemm(
+        grad, turned, None, None, "none", tables[2], tables[3], tables[0], tables[1], ctx.mirrored
+    )
+    grad_grad = torch.ops.trisparse.gather_gemm(x, upstream, None, None, "none", *tables, ctx.mirrored)
+    return grad_x, grad_grad, None, *_no_grads(ctx)
+
+
+_gather_gemm.register_autograd(_backward, setup_context=_setup)
+_weight_grad.register_autograd(_backward_weight_grad, setup_context=_setup_weight_grad)

@@ -1,0 +1,236 @@
+"""Which input row each tap of a sparse convolution reads, for each output row."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from common_kernels.kernel_map import reference
+
+KINDS = ("submanifold", "strided", "transposed")
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """The pairs of a sparse convolution: for tap k and output row m, the input row `table[k, m]`, or -1 for none.
+
+    Taps are enumerated row-major over the kernel's axes. Nothing here changes after construction; what is derived from
+    the table (schedule, transpose) is computed on first use and kept.
+
+    Attributes:
+        table: [K, M] int32.
+        n_in: number of input rows N; every entry of the table is below it.
+        coords: [M, 1 + D] integer coordinates of the output rows, batch index first.
+        shape: extent of the output grid, one number per axis.
+        symmetric: table[k, m] == n exactly when table[K - 1 - k, n] == m (odd submanifold kernels).
+    """
+
+    table: Tensor
+    n_in: int
+    coords: Tensor
+    shape: tuple[int, ...]
+    symmetric: bool = False
+
+    @property
+    def n_taps(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        return self.table.shape[1]
+
+    @cached_property
+    def pairs_per_tap(self) -> Tensor:
+        """Number of (input row, output row) pairs of each tap, [K] int64."""
+        return (self.table >= 0).sum(1)
+
+    @cached_property
+    def schedule(self) -> list[Tensor]:
+        """The pairs in the order in which the device's `gather_gemm` multiplies them.
+
+        CPU: `source [P]`, `slot [P]`, `offsets [tiles * K + 1]`: for tile t and tap k the pairs
+        `offsets[t * K + k] : offsets[t * K + k + 1]`, as input row and as row within the tile.
+        GPU: see `common_kernels/kernel_map/gpu.py`.
+        """
+        return torch.ops.trisparse.map_schedule(self.table)
+
+    def transpose(self, coords: Tensor, shape: Sequence[int]) -> "KernelMap":
+        """The same pairs with input and output exchanged, tap by tap: the map of the inverse convolution.
+
+        Args:
+            coords: [N, 1 + D] coordinates of this map's input rows, which become output rows.
+            shape: extent of the grid they lie in.
+        """
+        if coords.shape[0] != self.n_in:
+            raise ValueError(f"coords must have one row for each of the {self.n_in} input rows, got {coords.shape[0]}")
+        return KernelMap(self._transposed_table, self.n_out, coords, tuple(shape), self.symmetric)
+
+    @cached_property
+    def _transposed_table(self) -> Tensor:
+        return self.table.flip(0) if self.symmetric else torch.ops.trisparse.transpose_table(self.table, self.n_in)
+
+    @cached_property
+    def backward_tables(self) -> tuple[Tensor, list[Tensor], bool]:
+        """(table, schedule, mirrored) with which `gather_gemm` computes the input gradient.
+
+        A symmetric map is its own transpose with the order of its taps reversed: `mirrored` says that the caller
+        reverses the weights instead, so that table and schedule are shared.
+        """
+        if self.symmetric:
+            return self.table, self.schedule, True
+        return self._transposed_table, torch.ops.trisparse.map_schedule(self._transposed_table), False
+
+
+def kernel_map(
+    coords: Tensor,
+    shape: Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    batch_size: int,
+    kind: str = "submanifold",
+    output_padding: int | Sequence[int] = 0,
+) -> KernelMap:
+    """Find the pairs of a sparse convolution over unique integer coordinates.
+
+    With r the tap's index on an axis, k the kernel size, s stride, p padding and d dilation:
+
+    * `submanifold`: outputs are the inputs, in the same order; `in = out + (r - k // 2) * d`. Stride must be 1 and
+      padding 0.
+    * `strided`: outputs are all cells of the output grid that some input reaches, sorted by batch and coordinates;
+      `in = out * s - p + r * d`, grid `(n + 2p - d(k - 1) - 1) // s + 1`, as a dense convolution defines it.
+    * `transposed`: `out = in * s - p + r * d`, grid `(n - 1)s - 2p + d(k - 1) + output_padding + 1`, sorted likewise.
+
+    Args:
+        coords: [N, 1 + D] int32 or int64, D from 1 to 4, batch index first, each row once.
+        shape: extent of the input grid, D numbers.
+        batch_size: number of samples; batch indices lie below it.
+
+    Raises:
+        ValueError: a coordinate outside the grid, a coordinate that occurs twice, or a grid beyond 64-bit keys.
+    """
+    if coords.dtype not in (torch.int32, torch.int64) or coords.ndim != 2 or not 2 <= coords.shape[1] <= 5:
+        raise ValueError(
+            f"coords must be int32 or int64 [N, 1 + D] with D from 1 to 4, got {_name(coords.dtype)} {list(coords.shape)}"
+        )
+    ndim = coords.shape[1] - 1
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    grid = per_axis(shape, ndim, "shape", minimum=1)
+    kernel = per_axis(kernel_size, ndim, "kernel_size", minimum=1)
+    steps = per_axis(stride, ndim, "stride", minimum=1)
+    pad = per_axis(padding, ndim, "padding", minimum=0)
+    spread = per_axis(dilation, ndim, "dilation", minimum=1)
+    extra = per_axis(output_padding, ndim, "output_padding", minimum=0)
+    if kind == "submanifold" and (max(steps) > 1 or max(pad) > 0):
+        raise ValueError(f"a submanifold map has stride 1 and padding 0, got stride {steps} and padding {pad}")
+    if kind != "transposed" and max(extra) > 0:
+        raise ValueError(f"output_padding belongs to a transposed map, got {extra} for a {kind} one")
+    out_grid = output_shape(grid, kernel, steps, pad, spread, kind, extra)
+    check_key_range(grid, batch_size)
+    check_key_range(out_grid, batch_size)
+    out_coords, table = torch.ops.trisparse.kernel_map(
+        coords, grid, out_grid, kernel, steps, pad, spread, batch_size, kind
+    )
+    if kind == "submanifold":
+        return KernelMap(table, coords.shape[0], coords, out_grid, symmetric=all(k % 2 == 1 for k in kernel))
+    return KernelMap(table, coords.shape[0], out_coords, out_grid)
+
+
+def output_shape(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    kind: str,
+    output_padding: Sequence[int],
+) -> tuple[int, ...]:
+    """Extent of the output grid, as dense convolutions define it."""
+    if kind == "submanifold":
+        return tuple(shape)
+    axes = zip(shape, kernel, stride, padding, dilation, output_padding, strict=True)
+    if kind == "strided":
+        out = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes)
+    else:
+        out = tuple((n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, k, s, p, d, extra in axes)
+    if min(out) < 1:
+        raise ValueError(
+            f"the output grid would be {list(out)}: shape {list(shape)} is too small for kernel_size {list(kernel)}, "
+            f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
+        )
+    return out
+
+
+def check_key_range(shape: Sequence[int], batch_size: int) -> None:
+    """Raise where a cell's key, its position in the whole batch of grids, would not fit 63 bits."""
+    cells = math.prod(shape) * batch_size
+    if cells >= 2**63:
+        raise ValueError(
+            f"shape {list(shape)} with batch_size {batch_size} has {cells:.2e} cells; keys reach 2**63 = 9.22e+18, "
+            f"so each axis of such a {len(shape)}-D grid may reach about {int((2**63 / batch_size) ** (1 / len(shape)))}"
+        )
+    if max(shape) >= 2**31:
+        raise ValueError(f"shape must stay below 2**31 on each axis, got {list(shape)}")
+
+
+def per_axis(value: int | Sequence[int], ndim: int, name: str, minimum: int) -> list[int]:
+    """`value` as one int per axis."""
+    values = [value] * ndim if isinstance(value, int) else list(value)
+    if len(values) != ndim or not all(isinstance(v, int) and v >= minimum for v in values):
+        raise ValueError(f"{name} must be an int or {ndim} ints of at least {minimum}, got {value!r}")
+    return values
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.library.custom_op("trisparse::kernel_map", mutates_args=())
+def _kernel_map(
+    coords: Tensor,
+    shape: Sequence[int],
+    out_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    batch_size: int,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    return reference.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+
+
+@_kernel_map.register_fake
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):  # type: ignore[no-untyped-def]
+    if kind == "submanifold":
+        return coords.new_empty(0, coords.shape[1]), coords.new_empty(
+            math.prod(kernel), coords.shape[0], dtype=torch.int32
+        )
+    n_out = torch.library.get_ctx().new_dynamic_size()
+    return coords.new_empty(n_out, coords.shape[1]), coords.new_empty(math.prod(kernel), n_out, dtype=torch.int32)
+
+
+@torch.library.custom_op("trisparse::transpose_table", mutates_args=())
+def _transpose_table(table: Tensor, n_in: int) -> Tensor:
+    return reference.transpose_table(table, n_in)
+
+
+@_transpose_table.register_fake
+def _(table, n_in):  # type: ignore[no-untyped-def]
+    return table.new_empty(table.shape[0], n_in)
+
+
+@torch.library.custom_op("trisparse::map_schedule", mutates_args=())
+def _map_schedule(table: Tensor) -> list[Tensor]:
+    return []
+
+
+@_map_schedule.register_fake
+def _(table):  # type: ignore[no-untyped-def]
+    return []
