@@ -1,0 +1,73 @@
+"""Opening files that strangers wrote, and writing files that are either whole or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+# First bytes of things people hand over by mistake, so that an error can say what the file is.
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive (format='npz'?)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array (format='npy')"),
+    (b"LASF", "a LAS / LAZ cloud (format='las')"),
+    (b"ply\n", "a PLY cloud (format='ply')"),
+    (b"ply\r", "a PLY cloud (format='ply')"),
+    (b"# .PCD", "a PCD cloud (format='pcd')"),
+    (b"\x7fELF", "a program"),
+    (b"<!DOCTYPE", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+)
+
+
+def recognise(head: bytes) -> str | None:
+    """What the first bytes of a file say it is, or None."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    return None
+
+
+def first_bytes(head: bytes) -> str:
+    """The first bytes of a file in words, for an error message."""
+    if not head:
+        return "an empty file"
+    return recognise(head) or f"a file that begins with {head[:8]!r}"
+
+
+def check_file(path: Path, what: str) -> int:
+    """Size of the file in bytes. Raises FileNotFoundError, IsADirectoryError or ValueError naming the path."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file ({what} was expected)")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a directory, but {what} was expected")
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file, but {what} was expected")
+    return path.stat().st_size
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when everything in it has been written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a directory, but a file to write was expected")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder {path.parent} does not exist")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

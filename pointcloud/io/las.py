@@ -1,0 +1,64 @@
+"""LAS and LAZ files, read by laspy (extra `trisparse[pointcloud]`)."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from pointcloud.io.columns import Columns
+from pointcloud.io.files import check_file, first_bytes
+
+# Points decoded at a time: memory follows what the file really holds, not what its header claims.
+_CHUNK = 1 << 18
+
+
+def _check_header(path: Path, size: int) -> None:
+    """What laspy would believe without looking: that the points the header counts are in the file."""
+    with open(path, "rb") as file:
+        head = file.read(375)
+    if not head.startswith(b"LASF"):
+        raise ValueError(f"{path}: expected a LAS or LAZ file (begins with 'LASF'), got {first_bytes(head)}")
+    if len(head) < 227:
+        raise ValueError(f"{path}: truncated: a LAS header has at least 227 bytes, got {len(head)}")
+    start, _, kind, record, count = struct.unpack_from("<IIBHI", head, 96)
+    if head[25] >= 4 and len(head) >= 255:
+        count = struct.unpack_from("<Q", head, 247)[0]
+    compressed = bool(kind & 0xC0)
+    if start > size or (not compressed and start + count * record > size):
+        raise ValueError(
+            f"{path}: truncated: the header claims {count} points of {record} bytes from byte {start}, the file has {size}"
+        )
+
+
+def read_las(path: Path) -> Columns:
+    """The dimensions of a LAS or LAZ file; x, y, z are float64 world coordinates in metres."""
+    size = check_file(path, "a LAS or LAZ cloud")
+    _check_header(path, size)
+    try:
+        import laspy
+    except ImportError as error:
+        raise ImportError(f"{path}: reading LAS / LAZ needs laspy and lazrs: pip install 'trisparse[pointcloud]'") from error
+
+    parts: dict[str, list[np.ndarray]] = {}
+    try:
+        with laspy.open(path) as reader:
+            claimed = reader.header.point_count
+            names = [name for name in reader.header.point_format.dimension_names if name not in ("X", "Y", "Z")]
+            for points in reader.chunk_iterator(_CHUNK):
+                for axis in "xyz":
+                    parts.setdefault(axis, []).append(np.array(points[axis], dtype=np.float64))
+                for name in names:
+                    parts.setdefault(name, []).append(np.array(points[name]))
+    # The decoders under laspy raise what they like on corrupt input (even BaseException subclasses from Rust panics).
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{path}: corrupt or truncated LAS / LAZ file: {type(error).__name__}: {error}") from error
+    columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    if not columns:
+        columns = {axis: np.empty(0, dtype=np.float64) for axis in "xyz"}
+    if len(columns["x"]) != claimed:
+        raise ValueError(f"{path}: the header claims {claimed} points, the file holds {len(columns['x'])}")
+    return columns

@@ -1,0 +1,95 @@
+"""`read_points`: one function for every format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+from pointcloud.io.columns import Columns, build_cloud, parse_columns
+from pointcloud.io.files import check_file
+from pointcloud.io.las import read_las
+from pointcloud.io.numpy_files import read_npy, read_npz
+from pointcloud.io.pcd import read_pcd
+from pointcloud.io.ply import read_ply
+from pointcloud.io.raw import KITTI, NUSCENES, read_labels, read_raw
+from pointcloud.io.text import read_text
+from pointcloud.points import PointCloud
+
+_SUFFIXES = {
+    ".pcd.bin": "nuscenes", ".bin": "bin", ".pcd": "pcd", ".ply": "ply", ".las": "las", ".laz": "las",
+    ".npy": "npy", ".npz": "npz", ".txt": "text", ".xyz": "text", ".csv": "text", ".pts": "text",
+}  # fmt: skip
+FORMATS = ("kitti", "nuscenes", "bin", "pcd", "ply", "las", "npy", "npz", "text")
+
+_Names = Sequence[str] | None
+_UNNAMED: dict[str, Callable[[Path, _Names], Columns]] = {
+    "kitti": lambda path, names: read_raw(path, names or KITTI, detect=False),
+    "nuscenes": lambda path, names: read_raw(path, names or NUSCENES, detect=False),
+    "bin": lambda path, names: read_raw(path, names, detect=names is None),
+    "npy": read_npy,
+    "npz": read_npz,
+    "text": read_text,
+}
+_NAMED: dict[str, Callable[[Path], Columns]] = {"pcd": read_pcd, "ply": read_ply, "las": read_las}
+
+
+def _format_of(path: Path) -> str:
+    for suffix, name in _SUFFIXES.items():
+        if path.name.lower().endswith(suffix):
+            return name
+    raise ValueError(
+        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(_SUFFIXES)}, or pass format= ({', '.join(FORMATS)})"
+    )
+
+
+def read_points(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    columns: str | Sequence[str] | None = None,
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    invalid: str = "error",
+) -> PointCloud:
+    """Read a point cloud: .bin (KITTI, nuScenes, plain float32), .pcd, .ply, .las, .laz, .npy, .npz, .txt .xyz .csv .pts.
+
+    format: overrides the suffix, one of FORMATS; `bin` looks at the numbers to tell x y z intensity, x y z intensity
+    ring and x y z r g b apart, and refuses to guess.
+    columns: names of the columns where the file carries none (`"x y z r g b"`; `_` skips one).
+    labels: a SemanticKITTI `.label` or nuScenes lidarseg `.bin` file with one label per point.
+    invalid: what to do with points whose coordinates or intensity are NaN or infinite: "error", or "drop" them.
+
+    Columns are found by their names; those without a place of their own are in `extra`. The intensity keeps its scale.
+    Coordinates with a median beyond 4096 m are kept relative to `origin`.
+    Raises FileNotFoundError, IsADirectoryError, or ValueError naming the file, what was expected and what came.
+    """
+    path = Path(path)
+    if invalid not in ("error", "drop"):
+        raise ValueError(f"invalid must be 'error' or 'drop', got {invalid!r}")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_file(path, "a point cloud")
+    kind = format or _format_of(path)
+    names = parse_columns(columns)
+    if kind in _NAMED:
+        if names is not None:
+            raise ValueError(f"columns does not apply to {path}: a {kind} file names its own columns")
+        found = _NAMED[kind](path)
+    else:
+        found = _UNNAMED[kind](path, names)
+    if labels is not None:
+        found = _add_labels(path, found, Path(labels))
+    return build_cloud(path, found, invalid)
+
+
+def _add_labels(path: Path, columns: Columns, labels: Path) -> Columns:
+    taken = {"label", "instance"} & {name.lower() for name in columns}
+    if taken:
+        raise ValueError(f"{path}: labels= cannot be added, the cloud has the column {', '.join(sorted(taken))} already")
+    lower = {name.lower(): column for name, column in columns.items()}
+    if "x" not in lower:
+        raise ValueError(f"{path}: a cloud has columns x, y and z, this file has {', '.join(columns)}")
+    classes, instances = read_labels(labels, len(lower["x"]))
+    # First among the columns: it wins over a column that only may hold labels.
+    return {"label": classes, **columns} | ({} if instances is None else {"instance": instances})
