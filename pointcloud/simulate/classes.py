@@ -1,0 +1,19 @@
+"""Class names of simulated points and the surface kinds that the ray caster knows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CLASSES: Final = ("road", "sidewalk", "building", "vehicle", "vegetation", "pole", "person")
+
+ROAD, SIDEWALK, BUILDING, VEHICLE, VEGETATION, POLE, PERSON = range(len(CLASSES))
+
+# Shape of a primitive.
+FRUSTUM, ELLIPSOID, CYLINDER = 0, 1, 2
+
+# How a ray interacts with a primitive; the three surface parameters a, b, c mean:
+SOLID = 0  # unused
+FOLIAGE = 1  # a: hits per metre, b: share of empty clumps, c: clump size in metres
+FACADE = 2  # a: window spacing in metres, b: storey height in metres, c: window share of the spacing
+GLASS = 3  # a: share of rays lost on the sides (the top is solid)
+FENCE = 4  # a: share of rays that pass
