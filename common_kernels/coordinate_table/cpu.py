@@ -1,0 +1,67 @@
+"""A hash table with linear probing on the CPU.
+
+A slot holds a row, or -1 where it is free; the key of a slot is that of its row. So every int64 is a valid key.
+"""
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from common_kernels.threads import parallel_for
+
+_GRAIN = 1 << 13
+
+
+def build(keys: Tensor) -> Tensor:
+    slots = np.full(2 * keys.shape[0], -1, dtype=np.int32)
+    _insert(slots, keys.numpy())
+    return torch.from_numpy(slots)
+
+
+def lookup(slots: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    rows = torch.empty(queries.shape, dtype=torch.int32)
+    if keys.shape[0] == 0:
+        return rows.fill_(-1)
+    queries = queries.contiguous()
+    parallel_for(_find, queries.shape[0], _GRAIN, rows.numpy(), slots.numpy(), keys.numpy(), queries.numpy())
+    return rows
+
+
+@njit(nogil=True, cache=True)
+def _slot(key, capacity):
+    """Slot at which the search for a key begins: 31 mixed bits, scaled to the capacity."""
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0xD6E8FEB86659FD93)
+    return np.int64(((mixed >> np.uint64(33)) * np.uint64(capacity)) >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def _insert(slots, keys):
+    capacity = slots.shape[0]
+    for row in range(keys.shape[0]):
+        key = keys[row]
+        slot = _slot(key, capacity)
+        # Half of the slots stay free, so this ends.
+        while slots[slot] >= 0 and keys[slots[slot]] != key:
+            slot += 1
+            if slot == capacity:
+                slot = 0
+        if slots[slot] < 0:
+            slots[slot] = row
+
+
+@njit(nogil=True, cache=True)
+def _find(rows, slots, keys, queries, begin, end):
+    capacity = slots.shape[0]
+    for m in range(begin, end):
+        key = queries[m]
+        slot = _slot(key, capacity)
+        row = slots[slot]
+        while row >= 0 and keys[row] != key:
+            slot += 1
+            if slot == capacity:
+                slot = 0
+            row = slots[slot]
+        rows[m] = row
