@@ -16,7 +16,9 @@ def _describe(value: object) -> str:
     return type(value).__name__
 
 
-def _check(name: str, value: object, dtype: torch.dtype, shape: tuple[int, ...], meaning: str, device: torch.device) -> None:
+def _check(
+    name: str, value: object, dtype: torch.dtype, shape: tuple[int, ...], meaning: str, device: torch.device
+) -> None:
     if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
         wanted = f"{str(dtype).removeprefix('torch.')} {meaning}"
         raise ValueError(f"{name} must be {wanted} = {list(shape)}, got {_describe(value)}")
@@ -45,7 +47,12 @@ class PointCloud:
     origin: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.xyz, Tensor) or self.xyz.dtype != torch.float32 or self.xyz.ndim != 2 or self.xyz.shape[1] != 3:
+        if (
+            not isinstance(self.xyz, Tensor)
+            or self.xyz.dtype != torch.float32
+            or self.xyz.ndim != 2
+            or self.xyz.shape[1] != 3
+        ):
             raise ValueError(f"xyz must be float32 [N, 3], got {_describe(self.xyz)}")
         n, device = self.xyz.shape[0], self.xyz.device
         if self.intensity is not None:
@@ -104,7 +111,11 @@ class PointCloud:
         Raises ValueError for another dtype or shape, IndexError for a row outside [0, N).
         """
         n = len(self)
-        if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype not in (torch.bool, torch.int32, torch.int64):
+        if (
+            not isinstance(index, Tensor)
+            or index.ndim != 1
+            or index.dtype not in (torch.bool, torch.int32, torch.int64)
+        ):
             raise ValueError(f"index must be bool [N] or int32 / int64 [M], got {_describe(index)}")
         if index.dtype == torch.bool:
             if index.shape[0] != n:

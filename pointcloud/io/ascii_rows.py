@@ -20,7 +20,9 @@ def read_rows(path: Path, file: BinaryIO, dtype: np.dtype, n_rows: int, left: in
     n_values = sum(int(np.prod(dtype[name].shape, dtype=np.int64)) for name in dtype.names or ())
     # A value and its separator take two bytes: a header that claims more must not make anyone allocate it.
     if n_rows * n_values * 2 - 1 > left:
-        raise ValueError(f"{path}: the header claims {n_rows} points, {left} bytes of text cannot hold them (truncated?)")
+        raise ValueError(
+            f"{path}: the header claims {n_rows} points, {left} bytes of text cannot hold them (truncated?)"
+        )
     if n_rows == 0:
         if last and file.read(1024).strip():
             raise ValueError(f"{path}: the header claims 0 points, but the file holds more")
@@ -34,11 +36,15 @@ def read_rows(path: Path, file: BinaryIO, dtype: np.dtype, n_rows: int, left: in
     except ValueError as error:
         raise ValueError(f"{path}: expected {n_rows} rows of {n_values} numbers: {error}") from None
     if len(rows) != n_rows:
-        raise ValueError(f"{path}: the header claims {n_rows} points, the file holds {'more' if len(rows) > n_rows else len(rows)}")
+        raise ValueError(
+            f"{path}: the header claims {n_rows} points, the file holds {'more' if len(rows) > n_rows else len(rows)}"
+        )
     if last:
         file.seek(-1, 2)
         if file.read(1) not in b"\n\r \t\0":
-            warnings.warn(f"{path}: the last line has no end; its last number may be cut short", UserWarning, stacklevel=6)
+            warnings.warn(
+                f"{path}: the last line has no end; its last number may be cut short", UserWarning, stacklevel=6
+            )
     out = np.empty(n_rows, dtype=dtype)
     for name in dtype.names or ():
         column, base = rows[name], dtype[name].base

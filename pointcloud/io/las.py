@@ -28,7 +28,8 @@ def _check_header(path: Path, size: int) -> None:
     compressed = bool(kind & 0xC0)
     if start > size or (not compressed and start + count * record > size):
         raise ValueError(
-            f"{path}: truncated: the header claims {count} points of {record} bytes from byte {start}, the file has {size}"
+            f"{path}: truncated: the header claims {count} points of {record} bytes from byte {start}, "
+            f"the file has {size} bytes"
         )
 
 
@@ -39,7 +40,9 @@ def read_las(path: Path) -> Columns:
     try:
         import laspy
     except ImportError as error:
-        raise ImportError(f"{path}: reading LAS / LAZ needs laspy and lazrs: pip install 'trisparse[pointcloud]'") from error
+        raise ImportError(
+            f"{path}: reading LAS / LAZ needs laspy and lazrs: pip install 'trisparse[pointcloud]'"
+        ) from error
 
     parts: dict[str, list[np.ndarray]] = {}
     try:

@@ -18,7 +18,7 @@ def _decode(source: Any, out: Any) -> int:
     read = 0
     written = 0
     while read < source.size:
-        control = np.int64(source[read])
+        control = int(source[read])
         read += 1
         if control < 32:
             length = control + 1
@@ -32,11 +32,11 @@ def _decode(source: Any, out: Any) -> int:
             if length == 7:
                 if read >= source.size:
                     return -1
-                length += np.int64(source[read])
+                length += int(source[read])
                 read += 1
             if read >= source.size:
                 return -1
-            start = written - ((control & 31) << 8) - np.int64(source[read]) - 1
+            start = written - ((control & 31) << 8) - int(source[read]) - 1
             read += 1
             length += 2
             if start < 0 or written + length > out.size:
@@ -55,5 +55,7 @@ def lzf_decompress(data: bytes, size: int) -> npt.NDArray[np.uint8]:
     out = np.empty(size, dtype=np.uint8)
     written = _decode(np.frombuffer(data, dtype=np.uint8), out)
     if written != size:
-        raise ValueError(f"the LZF stream is corrupt: expected {size} bytes, got {'an overrun' if written < 0 else written}")
+        raise ValueError(
+            f"the LZF stream is corrupt: expected {size} bytes, got {'an overrun' if written < 0 else written}"
+        )
     return out

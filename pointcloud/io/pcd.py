@@ -116,7 +116,9 @@ def _packed_from_text(values: Array) -> Array:
 
 def _read_ascii(path: Path, file: BinaryIO, header: _Header, left: int) -> Columns:
     # Colours come wide, because a packed colour written as a whole number does not fit a float32.
-    types = ["<f8" if n in ("rgb", "rgba") and t == "<f4" else t for n, t in zip(header.names, header.types, strict=True)]
+    types = [
+        "<f8" if n in ("rgb", "rgba") and t == "<f4" else t for n, t in zip(header.names, header.types, strict=True)
+    ]
     wide = _Header(header.names, tuple(types), header.counts, header.n_points, header.data)
     columns = header.columns(read_rows(path, file, wide.dtype(), header.n_points, left, last=True))
     for name in ("rgb", "rgba"):
@@ -139,7 +141,8 @@ def _read_compressed(path: Path, file: BinaryIO, header: _Header, left: int) -> 
     packed, unpacked = struct.unpack("<II", sizes)
     if unpacked != header.n_points * dtype.itemsize:
         raise ValueError(
-            f"{path}: the header claims {header.n_points} points of {dtype.itemsize} bytes, the data holds {unpacked} bytes"
+            f"{path}: the header claims {header.n_points} points of {dtype.itemsize} bytes, "
+            f"the data holds {unpacked} bytes"
         )
     if packed > left - 8:
         raise ValueError(f"{path}: truncated: expected {packed} compressed bytes, got {left - 8}")
@@ -172,7 +175,8 @@ def read_pcd(path: Path) -> Columns:
         dtype = header.dtype()
         if header.n_points * dtype.itemsize > left:
             raise ValueError(
-                f"{path}: truncated: the header claims {header.n_points} points of {dtype.itemsize} bytes, {left} bytes follow"
+                f"{path}: truncated: the header claims {header.n_points} points of {dtype.itemsize} bytes, "
+                f"{left} bytes follow"
             )
         rows = np.frombuffer(file.read(header.n_points * dtype.itemsize), dtype=dtype)
         return header.columns(rows)

@@ -13,8 +13,9 @@ from pointcloud.io.columns import Array, Columns
 from pointcloud.io.files import check_file, first_bytes
 
 _TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+    "float32": "f4", "float64": "f8",
 }  # fmt: skip
 _ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
 _MAX_HEADER = 1 << 20
@@ -67,7 +68,9 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[str, list[_Element]]:
             _add_property(path, elements[-1], line, words)
         else:
             raise _corrupt(path, line, "format, element, property, comment or end_header")
-    raise ValueError(f"{path}: expected a PLY header that ends with 'end_header', found none in the first {_MAX_HEADER} bytes")
+    raise ValueError(
+        f"{path}: expected a PLY header that ends with 'end_header', found none in the first {_MAX_HEADER} bytes"
+    )
 
 
 def _add_property(path: Path, element: _Element, line: str, words: list[str]) -> None:
@@ -138,7 +141,8 @@ def _read_vertices(
     expected = vertex.count * dtype.itemsize
     if expected > left:
         raise ValueError(
-            f"{path}: truncated: the header claims {vertex.count} vertices of {dtype.itemsize} bytes, {left} bytes follow"
+            f"{path}: truncated: the header claims {vertex.count} vertices of {dtype.itemsize} bytes, "
+            f"{left} bytes follow"
         )
     if last and left - expected >= dtype.itemsize:
         raise ValueError(

@@ -74,7 +74,8 @@ def read_raw(path: Path, names: Sequence[str] | None, detect: bool) -> Columns:
 def read_labels(path: Path, n_points: int) -> tuple[Array, Array | None]:
     """Labels int64 [N] and instances int64 [N] or None.
 
-    `.label` (SemanticKITTI): uint32, class in the lower 16 bits, instance in the upper. `.bin` (nuScenes lidarseg): uint8.
+    `.label` (SemanticKITTI): uint32, class in the lower 16 bits, instance in the upper.
+    `.bin` (nuScenes lidarseg): uint8, no instance.
     """
     size = check_file(path, "a label file")
     if path.suffix.lower() not in (".label", ".bin"):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
 from pointcloud.io.columns import Columns, build_cloud, parse_columns
 from pointcloud.io.files import check_file
 from pointcloud.io.las import read_las
@@ -40,7 +39,8 @@ def _format_of(path: Path) -> str:
         if path.name.lower().endswith(suffix):
             return name
     raise ValueError(
-        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(_SUFFIXES)}, or pass format= ({', '.join(FORMATS)})"
+        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(_SUFFIXES)}, "
+        f"or pass format= ({', '.join(FORMATS)})"
     )
 
 
@@ -52,7 +52,7 @@ def read_points(
     labels: str | os.PathLike[str] | None = None,
     invalid: str = "error",
 ) -> PointCloud:
-    """Read a point cloud: .bin (KITTI, nuScenes, plain float32), .pcd, .ply, .las, .laz, .npy, .npz, .txt .xyz .csv .pts.
+    """Read a cloud: .bin (KITTI, nuScenes, plain float32), .pcd, .ply, .las, .laz, .npy, .npz, .txt, .xyz, .csv, .pts.
 
     format: overrides the suffix, one of FORMATS; `bin` looks at the numbers to tell x y z intensity, x y z intensity
     ring and x y z r g b apart, and refuses to guess.
@@ -86,7 +86,9 @@ def read_points(
 def _add_labels(path: Path, columns: Columns, labels: Path) -> Columns:
     taken = {"label", "instance"} & {name.lower() for name in columns}
     if taken:
-        raise ValueError(f"{path}: labels= cannot be added, the cloud has the column {', '.join(sorted(taken))} already")
+        raise ValueError(
+            f"{path}: labels= cannot be added, the cloud has the column {', '.join(sorted(taken))} already"
+        )
     lower = {name.lower(): column for name, column in columns.items()}
     if "x" not in lower:
         raise ValueError(f"{path}: a cloud has columns x, y and z, this file has {', '.join(columns)}")

@@ -50,7 +50,12 @@ def read_text(path: Path, names: Sequence[str] | None) -> Columns:
             bare = line.strip().removeprefix("\xef\xbb\xbf")
             comment = bare.startswith(("#", "//"))
             words = _words(bare.lstrip("#/"))
-            if not comment and words and all(_is_number(word) for word in words) and (len(words) > 1 or count is not None):
+            if (
+                not comment
+                and words
+                and all(_is_number(word) for word in words)
+                and (len(words) > 1 or count is not None)
+            ):
                 first = words
                 delimiter = next((mark for mark in ",;" if mark in line), None)
                 break
@@ -60,10 +65,14 @@ def read_text(path: Path, names: Sequence[str] | None) -> Columns:
             elif {"x", "y", "z"} <= {word.lower().strip('"') for word in words}:
                 header = [word.lower().strip('"') for word in words]
             elif words and not comment:
-                raise ValueError(f"{path}: expected rows of numbers or a line of column names with x, y, z, got {bare[:60]!r}")
+                raise ValueError(
+                    f"{path}: expected rows of numbers or a line of column names with x, y, z, got {bare[:60]!r}"
+                )
     if not first:
-        if count or header is None and count is None:
-            raise ValueError(f"{path}: expected rows of numbers, got none{f', though line 1 counts {count}' if count else ''}")
+        if count or (header is None and count is None):
+            raise ValueError(
+                f"{path}: expected rows of numbers, got none{f', though line 1 counts {count}' if count else ''}"
+            )
         empty = np.empty((0, len(names or header or "xyz")))
         return split(empty, names or header or ["x", "y", "z"])
     if header is not None and len(header) != len(first):
@@ -71,9 +80,13 @@ def read_text(path: Path, names: Sequence[str] | None) -> Columns:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            rows = np.loadtxt(path, delimiter=delimiter, comments=["#", "//"], skiprows=skip, ndmin=2, encoding="latin-1")
+            rows = np.loadtxt(
+                path, delimiter=delimiter, comments=["#", "//"], skiprows=skip, ndmin=2, encoding="latin-1"
+            )
     except (ValueError, UserWarning) as error:
-        raise ValueError(f"{path}: expected rows of {len(first)} numbers (after {skip} lines of header): {error}") from None
+        raise ValueError(
+            f"{path}: expected rows of {len(first)} numbers (after {skip} lines of header): {error}"
+        ) from None
     if count is not None and len(rows) != count:
         raise ValueError(f"{path}: the file says {count} points and holds {len(rows)} (truncated?)")
     return name_columns(path, rows, names or header)
