@@ -91,8 +91,15 @@ def _gather_gemm(
     return reference.gather_gemm(x, table, weight, bias, residual, activation)
 
 
+@_gather_gemm.register_kernel("cpu")
+def _(x, weight, bias, residual, activation, table, schedule, *_):
+    from common_kernels.gather_gemm import cpu
+
+    return cpu.gather_gemm(x, weight, bias, residual, activation, table, schedule)
+
+
 @_gather_gemm.register_fake
-def _(x, weight, bias, residual, activation, table, *_):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, residual, activation, table, *_):
     return x.new_empty(table.shape[1], weight.shape[2])
 
 
@@ -109,19 +116,26 @@ def _weight_grad(
     return reference.weight_grad(x, grad, table)
 
 
+@_weight_grad.register_kernel("cpu")
+def _(x, grad, table, schedule, *_):
+    from common_kernels.gather_gemm import cpu_weight_grad
+
+    return cpu_weight_grad.weight_grad(x, grad, table, schedule)
+
+
 @_weight_grad.register_fake
-def _(x, grad, table, *_):  # type: ignore[no-untyped-def]
+def _(x, grad, table, *_):
     return x.new_empty(table.shape[0], x.shape[1], grad.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     x, weight, bias, residual, activation, table, schedule, transposed, transposed_schedule, mirrored = inputs
     ctx.save_for_backward(x, weight, output if activation == "relu" else None, table, transposed)
     ctx.schedules, ctx.mirrored = (schedule, transposed_schedule), mirrored
     ctx.needs = (bias is not None, residual is not None)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad):
     x, weight, out, table, transposed = ctx.saved_tensors
     schedule, transposed_schedule = ctx.schedules
     if out is not None:
@@ -142,19 +156,19 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return grad_x, grad_weight, grad_bias, grad_residual, None, None, *_no_grads(ctx)
 
 
-def _no_grads(ctx):  # type: ignore[no-untyped-def]
+def _no_grads(ctx):
     """The gradients of (schedule, transposed, transposed_schedule, mirrored)."""
     schedule, transposed_schedule = ctx.schedules
     return [None] * len(schedule), None, [None] * len(transposed_schedule), None
 
 
-def _setup_weight_grad(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_weight_grad(ctx, inputs, output) -> None:
     x, grad, table, schedule, transposed, transposed_schedule, mirrored = inputs
     ctx.save_for_backward(x, grad, table, transposed)
     ctx.schedules, ctx.mirrored = (schedule, transposed_schedule), mirrored
 
 
-def _backward_weight_grad(ctx, upstream):  # type: ignore[no-untyped-def]
+def _backward_weight_grad(ctx, upstream):
     """The weight gradient is bilinear in x and grad, so both of its gradients are gather-GEMMs with `upstream`."""
     x, grad, table, transposed = ctx.saved_tensors
     schedule, transposed_schedule = ctx.schedules

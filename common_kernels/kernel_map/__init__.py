@@ -207,7 +207,7 @@ def _kernel_map(
 
 
 @_kernel_map.register_fake
-def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):  # type: ignore[no-untyped-def]
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):
     if kind == "submanifold":
         return coords.new_empty(0, coords.shape[1]), coords.new_empty(
             math.prod(kernel), coords.shape[0], dtype=torch.int32
@@ -222,15 +222,31 @@ def _transpose_table(table: Tensor, n_in: int) -> Tensor:
 
 
 @_transpose_table.register_fake
-def _(table, n_in):  # type: ignore[no-untyped-def]
+def _(table, n_in):
     return table.new_empty(table.shape[0], n_in)
 
 
 @torch.library.custom_op("trisparse::map_schedule", mutates_args=())
 def _map_schedule(table: Tensor) -> list[Tensor]:
-    return []
+    return []  # a device without kernels of its own runs the reference, which reads the table
+
+
+@_map_schedule.register_kernel("cpu")
+def _(table):
+    from common_kernels.kernel_map import cpu_schedule
+
+    return cpu_schedule.map_schedule(table)
 
 
 @_map_schedule.register_fake
-def _(table):  # type: ignore[no-untyped-def]
-    return []
+def _(table):
+    if table.device.type != "cpu":
+        return []
+    from common_kernels.kernel_map.cpu_schedule import TILE
+
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return [
+        table.new_empty(pairs),
+        table.new_empty(pairs, dtype=torch.int16),
+        table.new_empty(-(-table.shape[1] // TILE) * table.shape[0] + 1, dtype=torch.int64),
+    ]

@@ -1,0 +1,200 @@
+"""Gather-GEMM on the CPU: tiles of output rows, taps inside, register tiles of explicit SIMD innermost."""
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from common_kernels.gather_gemm import reference
+from common_kernels.kernel_map.cpu_schedule import TILE
+from common_kernels.simd import HAS_BF16_DOT, LANES, MAX_VECTORS, TILE_ROWS, add_bf16, gemm_tile, round_bf16
+from common_kernels.threads import parallel_for
+
+TALLEST = max(TILE_ROWS)
+
+
+def gather_gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    table: Tensor,
+    schedule: list[Tensor],
+) -> Tensor:
+    """fp32, and bf16 where the CPU multiplies it; fp16 and other bf16 pass through fp32, fp64 takes the reference."""
+    if x.dtype == torch.float64:
+        return reference.gather_gemm(x, table, weight, bias, residual, activation)
+    if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and HAS_BF16_DOT):
+        wide = [None if each is None else each.float() for each in (x, weight, bias, residual)]
+        return gather_gemm(*wide, activation, table, schedule).to(x.dtype)
+    half = x.dtype == torch.bfloat16
+    out = x.new_empty(table.shape[1], weight.shape[2])
+    if out.numel() == 0:
+        return out
+    rows = _even_channels(x) if half else x.contiguous()
+    packed = pack_weight(weight)
+    start = np.zeros(packed.shape[2], np.float32)
+    if bias is not None:
+        start[: len(bias)] = bias.float().numpy()
+    source, slot, offsets = (each.numpy() for each in schedule)
+    parallel_for(
+        _multiply_tiles,
+        -(-len(out) // TILE),
+        1,
+        rows.data_ptr(),
+        rows.shape[1] * rows.element_size(),
+        packed,
+        half,
+        start,
+        *_by_width(residual if residual is None else residual.contiguous()),
+        activation == "relu",
+        source,
+        slot,
+        offsets,
+        *_by_width(out),
+    )
+    return out
+
+
+def pack_weight(weight: Tensor) -> np.ndarray:
+    """weight [K, Cin, Cout] as [K, steps, columns] fp32 words, columns padded with zeros to whole vectors.
+
+    A word of bf16 holds two input channels, which the dot-product instruction multiplies in one step.
+    """
+    taps, c_in, c_out = weight.shape
+    columns = -(-c_out // LANES) * LANES
+    if weight.dtype == torch.float32:
+        packed = weight.new_zeros(taps, c_in, columns)
+        packed[:, :, :c_out] = weight
+        return packed.numpy()
+    steps = -(-c_in // 2)
+    packed = weight.new_zeros(taps, steps, columns, 2)
+    packed[:, :, :c_out, 0] = weight[:, 0::2]
+    packed[:, : c_in // 2, :c_out, 1] = weight[:, 1::2]
+    return packed.view(torch.float32).squeeze(3).numpy()
+
+
+def _even_channels(x: Tensor) -> Tensor:
+    """x with a channel of zeros appended where their number is odd, since a bf16 step reads two."""
+    return torch.nn.functional.pad(x, (0, 1)) if x.shape[1] % 2 else x.contiguous()
+
+
+def _by_width(rows: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """(fp32 array, bit pattern of a bf16 array), the one that does not apply being empty: one signature to compile."""
+    wide, narrow = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint16)
+    if rows is None:
+        return wide, narrow
+    if rows.dtype == torch.float32:
+        return rows.numpy(), narrow
+    return wide, rows.view(torch.uint16).numpy()
+
+
+_wide_1, _wide_1_short = gemm_tile(TILE_ROWS[1], 1, False), gemm_tile(TILE_ROWS[1] // 2, 1, False)
+_wide_2, _wide_2_short = gemm_tile(TILE_ROWS[2], 2, False), gemm_tile(TILE_ROWS[2] // 2, 2, False)
+_wide_3, _wide_3_short = gemm_tile(TILE_ROWS[3], 3, False), gemm_tile(TILE_ROWS[3] // 2, 3, False)
+_wide_4, _wide_4_short = gemm_tile(TILE_ROWS[4], 4, False), gemm_tile(TILE_ROWS[4] // 2, 4, False)
+_half_1, _half_1_short = gemm_tile(TILE_ROWS[1], 1, HAS_BF16_DOT), gemm_tile(TILE_ROWS[1] // 2, 1, HAS_BF16_DOT)
+_half_2, _half_2_short = gemm_tile(TILE_ROWS[2], 2, HAS_BF16_DOT), gemm_tile(TILE_ROWS[2] // 2, 2, HAS_BF16_DOT)
+_half_3, _half_3_short = gemm_tile(TILE_ROWS[3], 3, HAS_BF16_DOT), gemm_tile(TILE_ROWS[3] // 2, 3, HAS_BF16_DOT)
+_half_4, _half_4_short = gemm_tile(TILE_ROWS[4], 4, HAS_BF16_DOT), gemm_tile(TILE_ROWS[4] // 2, 4, HAS_BF16_DOT)
+
+
+@njit(nogil=True, cache=True)
+def _multiply_rows(n, acc, x, w, steps, columns, half):
+    """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x; they may read as many rows as a tile is tall."""
+    stride, vectors, at = 4 * columns, columns // LANES, 0
+    while at < vectors:
+        v = min(MAX_VECTORS, vectors - at)
+        offset, rows, r = 4 * LANES * at, TILE_ROWS[v], 0
+        while r < n:
+            short = n - r <= rows // 2
+            to, src, line = acc + 8 * r, x + 8 * r, w + offset
+            if half:
+                if v == 4:
+                    if short:
+                        _half_4_short(to, offset, src, line, steps, stride)
+                    else:
+                        _half_4(to, offset, src, line, steps, stride)
+                elif v == 3:
+                    if short:
+                        _half_3_short(to, offset, src, line, steps, stride)
+                    else:
+                        _half_3(to, offset, src, line, steps, stride)
+                elif v == 2:
+                    if short:
+                        _half_2_short(to, offset, src, line, steps, stride)
+                    else:
+                        _half_2(to, offset, src, line, steps, stride)
+                elif short:
+                    _half_1_short(to, offset, src, line, steps, stride)
+                else:
+                    _half_1(to, offset, src, line, steps, stride)
+            elif v == 4:
+                if short:
+                    _wide_4_short(to, offset, src, line, steps, stride)
+                else:
+                    _wide_4(to, offset, src, line, steps, stride)
+            elif v == 3:
+                if short:
+                    _wide_3_short(to, offset, src, line, steps, stride)
+                else:
+                    _wide_3(to, offset, src, line, steps, stride)
+            elif v == 2:
+                if short:
+                    _wide_2_short(to, offset, src, line, steps, stride)
+                else:
+                    _wide_2(to, offset, src, line, steps, stride)
+            elif short:
+                _wide_1_short(to, offset, src, line, steps, stride)
+            else:
+                _wide_1(to, offset, src, line, steps, stride)
+            r += rows // 2 if short else rows
+        at += v
+
+
+@njit(nogil=True, cache=True)
+def _multiply_tiles(
+    x, x_stride, packed, half, start, residual, residual_bits, relu, source, slot, offsets, out, out_bits, begin, end
+):
+    taps, steps, columns = packed.shape
+    n_rows, c_out = max(out.shape[0], out_bits.shape[0]), max(out.shape[1], out_bits.shape[1])
+    direct = out.shape[0] > 0 and c_out == columns
+    # The accumulators of a tile are its rows of `out` where those have the form, else a buffer. The rows that fill up
+    # the last register tile of a tap write to `spare`.
+    buffer = np.empty((0 if direct else TILE, columns), np.float32)
+    spare = np.empty(columns, np.float32)
+    base, stride = np.int64(out.ctypes.data if direct else buffer.ctypes.data), 4 * columns
+    acc, src = np.empty(TILE + TALLEST, np.int64), np.empty(TILE + TALLEST, np.int64)
+    for tile in range(begin, end):
+        first, last = tile * TILE, min((tile + 1) * TILE, n_rows)
+        rows = out[first:last] if direct else buffer[: last - first]
+        rows[:] = start
+        if residual.shape[0]:
+            rows[:, :c_out] += residual[first:last]
+        elif residual_bits.shape[0]:
+            for r in range(last - first):
+                add_bf16(rows[r].ctypes.data, residual_bits[first + r].ctypes.data, c_out)
+        origin = base + first * stride if direct else base
+        for k in range(taps):
+            at = offsets[tile * taps + k]
+            n = offsets[tile * taps + k + 1] - at
+            if n == 0:
+                continue
+            for i in range(n):
+                acc[i] = origin + np.int64(slot[at + i]) * stride
+                src[i] = x + np.int64(source[at + i]) * x_stride
+            for i in range(n, n + TALLEST):
+                acc[i] = spare.ctypes.data
+                src[i] = x
+            w = np.int64(packed.ctypes.data) + k * steps * stride
+            _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
+        if relu:
+            for r in range(last - first):
+                for c in range(c_out):
+                    rows[r, c] = max(rows[r, c], np.float32(0))
+        if out_bits.shape[0]:
+            for r in range(last - first):
+                round_bf16(out_bits[first + r].ctypes.data, rows[r].ctypes.data, c_out)
+        elif not direct:
+            out[first:last] = rows[:, :c_out]

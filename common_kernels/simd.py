@@ -1,0 +1,214 @@
+"""Explicit SIMD for Numba: register-tile kernels, written as LLVM IR through `numba.extending.intrinsic`.
+
+Numba's loops over small matrices reach a third of a core's rate; a tile of accumulators that stays in registers reaches
+nearly all of it. The vectors are as wide as the machine's registers, the tiles as tall as it has registers for.
+"""
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.config import CPU_FEATURES
+from numba.extending import intrinsic
+
+F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+def _host_features() -> set[str]:
+    """The features Numba compiles for, which NUMBA_CPU_FEATURES may narrow."""
+    if CPU_FEATURES is not None:
+        return {name[1:] for name in CPU_FEATURES.split(",") if name.startswith("+")}
+    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+
+_FEATURES = _host_features()
+_WIDE = "avx512f" in _FEATURES  # 32 registers of 16 floats; AVX2 has 16 of 8, NEON 32 of 4
+LANES = 16 if _WIDE else 8 if "avx2" in _FEATURES else 4
+HAS_BF16_DOT = "avx512bf16" in _FEATURES
+MAX_VECTORS = 2 if LANES == 8 else 4
+# Rows of a tile by its number of vectors: rows * vectors accumulators, the weights and a broadcast fit the registers.
+TILE_ROWS = (0, 12, 6, 4, 2) if LANES == 8 else (0, 12, 8, 8, 6)
+OUTER_ROWS = (0, 8, 4, 4, 4)
+
+_VF = ir.VectorType(F32, LANES)
+_VI = ir.VectorType(I32, LANES)
+
+
+class _BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+_VB = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+def _load(builder: Any, address: Any, typ: Any, align: int) -> Any:
+    return builder.load(builder.inttoptr(address, typ.as_pointer()), typ=typ, align=align)
+
+
+def _store(builder: Any, value: Any, address: Any, align: int) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
+def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+def _multiply_add(builder: Any, bf16: bool) -> Any:
+    """accumulator, x, w -> accumulator + x * w on vectors; in bf16, the sum of two adjacent products."""
+    if bf16:
+        name, typ = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FunctionType(_VF, [_VF, _VB, _VB])
+        dot = cgutils.get_or_insert_function(builder.module, typ, name)
+        return lambda acc, x, w: builder.call(dot, [acc, x, w])
+    typ = ir.FunctionType(_VF, [_VF, _VF, _VF])
+    fma = cgutils.get_or_insert_function(builder.module, typ, f"llvm.fma.v{LANES}f32")
+    return lambda acc, x, w: builder.call(fma, [x, w, acc])
+
+
+def gemm_tile(rows: int, vectors: int, bf16: bool) -> Any:
+    """A kernel `acc[r, :] += x[r, :] @ w` for `rows` rows, each at an address of its own, and LANES * vectors columns.
+
+    Its arguments: the address of `rows` row addresses of acc, an offset in bytes added to each, the address of `rows`
+    row addresses of x, the address of w, the number of steps, the stride of w per step in bytes. A step is one input
+    channel of 4 bytes, or two of bf16.
+    """
+
+    @intrinsic
+    def tile(context, acc, offset, x, w, steps, w_stride):
+        def codegen(context, builder, signature, args):
+            acc, offset, x, w, steps, w_stride = args
+            to = [builder.add(_load(builder, builder.add(acc, I64(8 * r)), I64, 8), offset) for r in range(rows)]
+            src = [_load(builder, builder.add(x, I64(8 * r)), I64, 8) for r in range(rows)]
+            sums = _load_sums(builder, to, vectors)
+            multiply_add = _multiply_add(builder, bf16)
+            with cgutils.for_range(builder, steps) as loop:
+                line = builder.add(w, builder.mul(loop.index, w_stride))
+                step = builder.mul(loop.index, I64(4))
+                weights = _load_vectors(builder, line, vectors)
+                if bf16:
+                    weights = [builder.bitcast(each, _VB) for each in weights]
+                for r in range(rows):
+                    address = builder.add(src[r], step)
+                    if bf16:
+                        value = builder.bitcast(_splat(builder, _load(builder, address, I32, 2), _VI), _VB)
+                    else:
+                        value = _splat(builder, _load(builder, address, F32, 4), _VF)
+                    _add_products(builder, multiply_add, sums[r], value, weights)
+            _store_sums(builder, sums, to)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), codegen
+
+    return tile
+
+
+def outer_tile(rows: int, vectors: int) -> Any:
+    """A kernel `acc[r, :] += sum over pairs p of x[p][r] * g[p][:]` for `rows` rows of LANES * vectors columns.
+
+    Its arguments: the address of acc, its row stride in bytes, the address of the pairs' addresses in x, an offset in
+    bytes added to each, the same two for g, the number of pairs.
+    """
+
+    @intrinsic
+    def tile(context, acc, acc_stride, x, x_offset, g, g_offset, pairs):
+        def codegen(context, builder, signature, args):
+            acc, acc_stride, x, x_offset, g, g_offset, pairs = args
+            to = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
+            sums = _load_sums(builder, to, vectors)
+            multiply_add = _multiply_add(builder, bf16=False)
+            with cgutils.for_range(builder, pairs) as loop:
+                here = builder.mul(loop.index, I64(8))
+                src = builder.add(_load(builder, builder.add(x, here), I64, 8), x_offset)
+                line = builder.add(_load(builder, builder.add(g, here), I64, 8), g_offset)
+                lines = _load_vectors(builder, line, vectors)
+                for r in range(rows):
+                    value = _splat(builder, _load(builder, builder.add(src, I64(4 * r)), F32, 4), _VF)
+                    _add_products(builder, multiply_add, sums[r], value, lines)
+            _store_sums(builder, sums, to)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), codegen
+
+    return tile
+
+
+@intrinsic
+def add_bf16(context, acc, x, n):
+    """acc[i] += x[i] for n floats at address acc and n bf16 numbers at address x."""
+
+    def codegen(context, builder, signature, args):
+        def body(at, lanes):
+            bits, word, wide = (ir.VectorType(each, lanes) for each in (I16, I32, F32))
+            x_bits = _load(builder, builder.add(args[1], builder.mul(at, I64(2))), bits, 2)
+            shifted = builder.shl(builder.zext(x_bits, word), ir.Constant(word, [16] * lanes))
+            here = builder.add(args[0], builder.mul(at, I64(4)))
+            total = builder.fadd(_load(builder, here, wide, 4), builder.bitcast(shifted, wide))
+            _store(builder, total, here, 4)
+
+        _for_lanes(builder, args[2], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def round_bf16(context, out, x, n):
+    """out[i] = x[i] rounded to nearest even, for n floats at address x and n bf16 numbers at address out."""
+
+    def codegen(context, builder, signature, args):
+        def body(at, lanes):
+            wide = _load(builder, builder.add(args[1], builder.mul(at, I64(4))), ir.VectorType(F32, lanes), 4)
+            narrow = builder.fptrunc(wide, ir.VectorType(_BFloat(), lanes))
+            _store(builder, narrow, builder.add(args[0], builder.mul(at, I64(2))), 2)
+
+        _for_lanes(builder, args[2], body)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _for_lanes(builder: Any, n: Any, body: Any) -> None:
+    """body(position, lanes) over n elements, by whole vectors, then one by one."""
+    whole = builder.sdiv(n, I64(LANES))
+    with cgutils.for_range(builder, whole) as loop:
+        body(builder.mul(loop.index, I64(LANES)), LANES)
+    done = builder.mul(whole, I64(LANES))
+    with cgutils.for_range(builder, builder.sub(n, done)) as loop:
+        body(builder.add(done, loop.index), 1)
+
+
+def _load_vectors(builder: Any, address: Any, vectors: int) -> list[Any]:
+    return [_load(builder, builder.add(address, I64(4 * LANES * v)), _VF, 4) for v in range(vectors)]
+
+
+def _load_sums(builder: Any, addresses: list[Any], vectors: int) -> list[list[Any]]:
+    """Stack slots, which LLVM turns into registers, filled from the rows at `addresses`."""
+    sums = []
+    for address in addresses:
+        slots = [cgutils.alloca_once(builder, _VF) for _ in range(vectors)]
+        for slot, value in zip(slots, _load_vectors(builder, address, vectors)):
+            builder.store(value, slot)
+        sums.append(slots)
+    return sums
+
+
+def _add_products(builder: Any, multiply_add: Any, slots: list[Any], value: Any, vectors: list[Any]) -> None:
+    for slot, vector in zip(slots, vectors):
+        builder.store(multiply_add(builder.load(slot, typ=_VF), value, vector), slot)
+
+
+def _store_sums(builder: Any, sums: list[list[Any]], addresses: list[Any]) -> None:
+    for slots, address in zip(sums, addresses):
+        for v, slot in enumerate(slots):
+            _store(builder, builder.load(slot, typ=_VF), builder.add(address, I64(4 * LANES * v)), 4)
