@@ -1,7 +1,7 @@
 """LiDAR simulator: labelled sweeps of procedural street scenes, for training and tests without any data set.
 
-    sweep = simulate_sweep(seed=0, sensor="hdl32")
-    sweep.xyz, sweep.intensity, sweep.ring, sweep.labels      # [N, 3], [N], [N], [N]; labels index CLASSES
+sweep = simulate_sweep(seed=0, sensor="hdl32")
+sweep.xyz, sweep.intensity, sweep.ring, sweep.labels      # [N, 3], [N], [N], [N]; labels index CLASSES
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Mapping
+from typing import Final
 
 import numpy as np
 
@@ -65,7 +66,7 @@ _HDL64 = tuple(float(e) for e in np.linspace(-24 - 1 / 3, -8 - 5 / 6, 32)) + tup
 SENSORS: Final[Mapping[str, Sensor]] = MappingProxyType(
     {
         "hdl32": Sensor("hdl32", _HDL32, 1090, 1.84, 70.0, 1.0, 0.02, 0.02, 200.0, 0.28),
-        "hdl64": Sensor("hdl64", _HDL64, 2083, 1.73, 120.0, 2.0, 0.02, 0.03, 240.0, 0.75),
+        "hdl64": Sensor("hdl64", _HDL64, 2083, 1.73, 120.0, 2.0, 0.02, 0.03, 240.0, 1.5),
     }
 )
 

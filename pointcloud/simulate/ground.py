@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pointcloud.simulate.classes import ROAD, SIDEWALK, VEGETATION
 
@@ -58,11 +59,11 @@ class Road:
     left: Side
     right: Side
 
-    def locate(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """(s, d) of points."""
         cos, sin = math.cos(self.heading), math.sin(self.heading)
-        along = (x - self.x) * cos + (y - self.y) * sin
-        across = -(x - self.x) * sin + (y - self.y) * cos
+        east, north = np.asarray(x) - self.x, np.asarray(y) - self.y
+        along, across = east * cos + north * sin, north * cos - east * sin
         if self.curvature == 0.0:
             return along, across
         radius = 1.0 / self.curvature
@@ -109,7 +110,7 @@ class Ground:
     carriageway: np.ndarray
     slope: float
 
-    def cells(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def cells(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of the nearest cell; points outside get the border's."""
         last = self.height.shape[0] - 1
         row = np.clip(np.rint((np.asarray(y) + EXTENT) / CELL), 0, last).astype(np.int64)
@@ -153,7 +154,7 @@ def build_ground(rng: np.random.Generator, roads: tuple[Road, ...], kerb: float,
     kerb: height in metres by which everything but carriageways is raised; yard: label far from every road;
     rough: standard deviation in metres of grass height.
     """
-    n = int(round(2 * EXTENT / CELL)) + 1
+    n = round(2 * EXTENT / CELL) + 1
     axis = np.linspace(-EXTENT, EXTENT, n)
     x, y = axis[None, :], axis[:, None]
     height = _terrain(rng, x, y)
@@ -189,6 +190,8 @@ def build_ground(rng: np.random.Generator, roads: tuple[Road, ...], kerb: float,
             if side.width == 0:  # an unpaved shoulder
                 label[inside & (out > 0) & (out <= 0.8)] = VEGETATION
         outside.append(np.where(inside, np.abs(d) - road.half_width, np.float32(1e3)))
+    # Car parks lie level with the carriageway, so that a kerb tells where vehicles and where people belong.
+    level = label == ROAD
     for road, (s, d), out in zip(roads, located, outside):
         lane = out <= 0
         label[lane] = ROAD
@@ -219,7 +222,7 @@ def build_ground(rng: np.random.Generator, roads: tuple[Road, ...], kerb: float,
         nearest = np.minimum.reduce(outside[1:])
         bank *= np.clip((nearest - 3.0) / 12.0, 0.0, 1.0)
     height += bank
-    height[~carriageway] += np.float32(kerb)
+    height[~(carriageway | level)] += np.float32(kerb)
     grass = label == VEGETATION
     height[grass] += (rough * np.abs(rng.standard_normal(int(grass.sum())))).astype(np.float32)
     table = np.zeros(VEGETATION + 1, dtype=np.float32)

@@ -44,22 +44,22 @@ STYLES: dict[str, Style] = {
     "residential": Style(
         0.26, (1, 2, 2), (2.7, 3.4), 0.65, 0.4, 0.85, True, 0.0, 0.15, 0.45,
         {"house": 0.66, "park": 0.10, "wall": 0.10, "woods": 0.06, "building": 0.05, "parking": 0.03},
-        (3.2, 9.0), (2.0, 9.0), 1.0, 0.45, 7.0, 0.35, 1.3,
+        (3.2, 9.0), (2.0, 9.0), 1.0, 0.45, 12.0, 0.35, 1.3,
     ),
     "arterial": Style(
         0.20, (4, 4, 5, 6), (3.2, 3.8), 0.15, 0.6, 0.85, True, 0.6, 0.15, 0.5,
         {"building": 0.32, "parking": 0.20, "park": 0.16, "wall": 0.14, "woods": 0.10, "square": 0.08},
-        (5.0, 25.0), (4.0, 18.0), 3.2, 0.3, 8.0, 0.5, 1.0,
+        (5.0, 25.0), (4.0, 18.0), 3.2, 0.3, 14.0, 0.5, 1.0,
     ),
     "rural": Style(
-        0.12, (1, 2, 2), (2.7, 3.5), 0.05, 0.8, 0.2, False, 0.0, 0.6, 0.25,
+        0.12, (1, 2, 2), (2.7, 3.5), 0.05, 0.8, 0.0, False, 0.0, 0.6, 0.25,
         {"park": 0.36, "woods": 0.30, "house": 0.20, "wall": 0.09, "parking": 0.05},
-        (3.0, 8.0), (4.0, 15.0), 1.0, 0.2, 3.0, 0.25, 0.9,
+        (3.0, 8.0), (4.0, 15.0), 1.0, 0.2, 5.0, 0.25, 0.9,
     ),
     "open": Style(
         0.14, (2, 2, 3), (3.0, 3.8), 0.3, 0.3, 0.7, True, 0.1, 0.1, 0.5,
         {"parking": 0.40, "square": 0.26, "building": 0.16, "park": 0.18},
-        (5.0, 22.0), (4.0, 25.0), 1.8, 0.4, 14.0, 0.3, 0.9,
+        (5.0, 22.0), (4.0, 25.0), 1.8, 0.4, 18.0, 0.3, 0.9,
     ),
 }  # fmt: skip
 
@@ -92,7 +92,10 @@ def _parcels(rng: np.random.Generator, style: Style, reach: float) -> tuple[Parc
     while start < reach:
         kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
         end = start + float(rng.uniform(*_LENGTH[kind]))
-        parcels.append(Parcel(start, end, kind, int(rng.choice(_GROUND[kind]))))
+        label = int(rng.choice(_GROUND[kind]))
+        # Without kerbs nothing would tell pavement from road.
+        label = VEGETATION if label == SIDEWALK and not style.kerb else label
+        parcels.append(Parcel(start, end, kind, label))
         start = end
     return tuple(parcels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -91,8 +92,8 @@ def vehicle_size(rng: np.random.Generator, small: bool) -> tuple[str, float, flo
     names = [n for n in VEHICLES if not (small and n in ("truck", "bus"))]
     weight = np.array([VEHICLES[n][3] for n in names])
     name = names[int(rng.choice(len(names), p=weight / weight.sum()))]
-    length, width, height = (float(rng.uniform(*VEHICLES[name][i])) for i in range(3))
-    return name, length, width, height
+    length, width, height, _ = VEHICLES[name]
+    return name, float(rng.uniform(*length)), float(rng.uniform(*width)), float(rng.uniform(*height))
 
 
 def add_vehicle(b: Builder, rng: np.random.Generator, size: tuple[str, float, float, float]) -> None:
@@ -100,7 +101,7 @@ def add_vehicle(b: Builder, rng: np.random.Generator, size: tuple[str, float, fl
     name, length, width, height = size
     paint = float(rng.choice([0.08, 0.2, 0.35, 0.55, 0.8]))
     nose, tail = length / 2, -length / 2
-    glass = (float(rng.uniform(0.3, 0.65)), 0.0, 0.0)
+    glass = (float(rng.uniform(0.15, 0.6)), 0.0, 0.0)
     wheel = 0.5 if name in ("truck", "bus") else 0.34
     for x in (nose - 0.19 * length, tail + 0.19 * length):
         b.box(x - wheel, x + wheel, width - 0.06, 0.0, 2 * wheel * 0.95, VEHICLE, 0.06, (0.12, 0.12, 0.0))
@@ -180,7 +181,7 @@ def add_rider(b: Builder, rng: np.random.Generator) -> None:
 
 
 def _foliage(rng: np.random.Generator) -> tuple[float, float, float]:
-    return (float(rng.uniform(1.2, 4.5)), float(rng.uniform(0.1, 0.5)), float(rng.uniform(0.2, 0.6)))
+    return (float(rng.uniform(1.2, 5.0)), float(rng.uniform(0.05, 0.5)), float(rng.uniform(0.2, 0.6)))
 
 
 def add_tree(b: Builder, rng: np.random.Generator, height: float) -> None:
@@ -274,7 +275,7 @@ def add_building(b: Builder, rng: np.random.Generator, length: float, depth: flo
     pieces = 1 if house else int(rng.integers(1, 4))
     cuts = np.sort(rng.uniform(left + 0.2 * length, -left - 0.2 * length, pieces - 1))
     edges = np.concatenate([[left], cuts, [-left]])
-    for x0, x1 in zip(edges[:-1], edges[1:]):
+    for x0, x1 in itertools.pairwise(edges):
         if x1 - x0 < 0.5:
             continue
         recess = 0.0 if rng.random() < 0.5 else float(rng.uniform(0.3, 2.5))

@@ -21,7 +21,7 @@ GROUND, NOTHING = -1, -2
 
 
 @njit(cache=True, nogil=True)
-def _uniform(seed, ray, item, draw):
+def _uniform(seed: int, ray: int, item: int, draw: int) -> float:
     """A uniform number in (0, 1) that depends on its arguments only (splitmix64): no state, any order of rays."""
     z = np.uint64(seed) + np.uint64(ray) * np.uint64(0x9E3779B97F4A7C15)
     z ^= np.uint64(item) * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(draw) * np.uint64(0x165667B19E3779F9)
@@ -32,7 +32,7 @@ def _uniform(seed, ray, item, draw):
 
 
 @njit(cache=True, nogil=True)
-def _angular_extent(p):
+def _angular_extent(p: np.ndarray) -> tuple[float, float, float]:
     """Centre angle, half angle and nearest horizontal distance of a primitive, seen from the z axis."""
     x, y = p[1], p[2]
     centre = math.atan2(y, x)
@@ -60,7 +60,7 @@ def _angular_extent(p):
 
 
 @njit(cache=True, nogil=True)
-def bin_primitives(primitives, max_range):
+def bin_primitives(primitives: np.ndarray, max_range: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """CSR lists of primitives per azimuth bin, nearest first: (starts [bins + 1], items [K], near [P])."""
     n = primitives.shape[0]
     first = np.zeros(n, dtype=np.int64)
@@ -72,8 +72,8 @@ def bin_primitives(primitives, max_range):
         centre, half, near[i] = _angular_extent(primitives[i])
         if near[i] > max_range:
             continue
-        low = int(math.floor((centre - half) / width)) - 1
-        high = int(math.floor((centre + half) / width)) + 1
+        low = math.floor((centre - half) / width) - 1
+        high = math.floor((centre + half) / width) + 1
         first[i] = low
         count[i] = min(high - low + 1, AZIMUTH_BINS)
         for k in range(count[i]):
@@ -91,7 +91,7 @@ def bin_primitives(primitives, max_range):
 
 
 @njit(cache=True, nogil=True)
-def _ground_height(height, x0, cell, x, y):
+def _ground_height(height: np.ndarray, x0: float, cell: float, x: float, y: float) -> float:
     """Bilinear height; the border continues outside the field."""
     n = height.shape[0]
     u = min(max((x - x0) / cell, 0.0), n - 1.001)
@@ -104,7 +104,10 @@ def _ground_height(height, x0, cell, x, y):
 
 
 @njit(cache=True, nogil=True)
-def _march_ground(height, x0, cell, slope, top, oz, dx, dy, dz, limit):
+def _march_ground(
+    height: np.ndarray, x0: float, cell: float, slope: float, top: float,
+    oz: float, dx: float, dy: float, dz: float, limit: float,
+) -> float:  # fmt: skip
     """Distance along the ray to the ground, or `limit`. `slope` bounds the terrain's slope, apart from kerbs."""
     flat = math.hypot(dx, dy)
     t = 0.0
@@ -123,7 +126,9 @@ def _march_ground(height, x0, cell, slope, top, oz, dx, dy, dz, limit):
 
 
 @njit(cache=True, nogil=True)
-def _clip_frustum(p, ox, oy, oz, dx, dy, dz):
+def _clip_frustum(
+    p: np.ndarray, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float
+) -> tuple[float, float, int, float]:
     """Entry, exit, entry face (0 +x, 1 -x, 2 +y, 3 -y, 4 top, 5 bottom) and incidence cosine; entry > exit: missed."""
     hx, hy, hz = p[4], p[5], p[6]
     enter, leave, face, cosine = -1e30, 1e30, -1, 0.0
@@ -154,7 +159,9 @@ def _clip_frustum(p, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True, nogil=True)
-def _clip_ellipsoid(p, ox, oy, oz, dx, dy, dz):
+def _clip_ellipsoid(
+    p: np.ndarray, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float
+) -> tuple[float, float, float]:
     ax, ay, az = ox / p[4], oy / p[5], oz / p[6]
     bx, by, bz = dx / p[4], dy / p[5], dz / p[6]
     a = bx * bx + by * by + bz * bz
@@ -170,7 +177,9 @@ def _clip_ellipsoid(p, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True, nogil=True)
-def _clip_cylinder(p, ox, oy, oz, dx, dy, dz):
+def _clip_cylinder(
+    p: np.ndarray, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float
+) -> tuple[float, float, float]:
     """A vertical cylinder of radius p[4] with flat ends."""
     a = dx * dx + dy * dy
     b = ox * dx + oy * dy
@@ -193,23 +202,35 @@ def _clip_cylinder(p, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True, nogil=True)
-def _foliage_hit(p, seed, ray, item, oz, dx, dy, dz, enter, leave):
-    """Free-path sampling through leaves whose clumps (hashed cells) are partly empty; `leave` when it gets through."""
+def _foliage_hit(
+    p: np.ndarray, seed: int, ray: int, item: int, ox: float, oy: float, oz: float,
+    dx: float, dy: float, dz: float, enter: float, leave: float,
+) -> float:  # fmt: skip
+    """Free-path sampling through leaves whose clumps (hashed cells) are partly empty; `leave` when it gets through.
+
+    An ellipsoid thins out towards its surface, so that a crown has no smooth outline.
+    """
     t = max(enter, 0.0)
     for draw in range(32):
         t -= math.log(_uniform(seed, ray, item, draw)) / p[13]
         if t >= leave:
             return leave
-        cx = int(math.floor(dx * t / p[15])) & 0xFFFF
-        cy = int(math.floor(dy * t / p[15])) & 0xFFFF
-        cz = int(math.floor((oz + dz * t) / p[15])) & 0xFFFF
-        if _uniform(seed, cx | (cy << 16) | (cz << 32), item, 777) >= p[14]:
+        x, y, z = ox + dx * t, oy + dy * t, oz + dz * t
+        cell = (math.floor(x / p[15]) & 0xFFFF) | ((math.floor(y / p[15]) & 0xFFFF) << 16)
+        cell |= (math.floor(z / p[15]) & 0xFFFF) << 32
+        empty = p[14]
+        if p[0] == ELLIPSOID:
+            radius = math.sqrt((x / p[4]) ** 2 + (y / p[5]) ** 2 + (z / p[6]) ** 2)
+            empty += (1.0 - empty) * max(0.0, radius - 0.5) / 0.5
+        if _uniform(seed, cell, item, 777) >= empty:
             return t
     return leave
 
 
 @njit(cache=True, nogil=True)
-def _window(p, seed, ray, item, face, lx, ly, lz, cosine):
+def _window(
+    p: np.ndarray, seed: int, ray: int, item: int, face: int, lx: float, ly: float, lz: float, cosine: float
+) -> float:
     """What a window does to a ray that reaches a facade: extra distance, or -1 for no return."""
     if face > 3:
         return 0.0
@@ -220,7 +241,7 @@ def _window(p, seed, ray, item, face, lx, ly, lz, cosine):
     level = storey - math.floor(storey)
     if abs(fraction - 0.5) > 0.5 * p[15] or level < 0.3 or level > 0.82 or 2 * p[6] - up < 0.4:
         return 0.0
-    window = (int(math.floor(column)) & 0xFFFF) | ((int(math.floor(storey)) & 0xFFFF) << 16) | (face << 32)
+    window = (math.floor(column) & 0xFFFF) | ((math.floor(storey) & 0xFFFF) << 16) | (face << 32)
     kind = _uniform(seed, window, item, 11)
     luck = _uniform(seed, ray, item, 13)
     if kind < 0.35 and luck < 0.8:
@@ -231,8 +252,12 @@ def _window(p, seed, ray, item, face, lx, ly, lz, cosine):
 
 
 @njit(cache=True, nogil=True)
-def cast(directions, oz, primitives, starts, items, near, height, x0, cell, slope, max_range, seed, begin, end,
-         distance, hit, cosine):
+def cast(
+    directions: np.ndarray, oz: float, primitives: np.ndarray,
+    starts: np.ndarray, items: np.ndarray, near: np.ndarray,
+    height: np.ndarray, x0: float, cell: float, slope: float, max_range: float, seed: int,
+    begin: int, end: int, distance: np.ndarray, hit: np.ndarray, cosine: np.ndarray,
+) -> None:  # fmt: skip
     """Cast rays begin..end from (0, 0, oz); fills distance [R] metres, hit [R] and cosine [R] of the incidence.
 
     directions are unit vectors [R, 3]; hit is a primitive's row, GROUND or NOTHING.
@@ -245,7 +270,7 @@ def cast(directions, oz, primitives, starts, items, near, height, x0, cell, slop
         best = _march_ground(height, x0, cell, slope, top, oz, dx, dy, dz, max_range)
         what = NOTHING if best >= max_range else GROUND
         angle = 0.0
-        b = int(math.floor(math.atan2(dy, dx) / width)) % AZIMUTH_BINS
+        b = math.floor(math.atan2(dy, dx) / width) % AZIMUTH_BINS
         for k in range(starts[b], starts[b + 1]):
             item = items[k]
             if near[item] > best * flat:
@@ -265,7 +290,7 @@ def cast(directions, oz, primitives, starts, items, near, height, x0, cell, slop
                 continue
             surface = p[12]
             if surface == FOLIAGE:
-                t = _foliage_hit(p, seed, ray, item, oz, dx, dy, dz, enter, min(leave, best))
+                t = _foliage_hit(p, seed, ray, item, ox, oy, lz, lx, ly, dz, enter, min(leave, best))
                 if t < min(leave, best):
                     best, what = t, item
                     angle = 0.3 + 0.7 * _uniform(seed, ray, item, 99)
@@ -287,8 +312,8 @@ def cast(directions, oz, primitives, starts, items, near, height, x0, cell, slop
                 what = NOTHING if lost else item
         if what == GROUND:
             x, y = dx * best, dy * best
-            gx = (_ground_height(height, x0, cell, x + cell, y) - _ground_height(height, x0, cell, x - cell, y))
-            gy = (_ground_height(height, x0, cell, x, y + cell) - _ground_height(height, x0, cell, x, y - cell))
+            gx = _ground_height(height, x0, cell, x + cell, y) - _ground_height(height, x0, cell, x - cell, y)
+            gy = _ground_height(height, x0, cell, x, y + cell) - _ground_height(height, x0, cell, x, y - cell)
             gx, gy = gx / (2 * cell), gy / (2 * cell)
             angle = abs(gx * dx + gy * dy - dz) / math.sqrt(gx * gx + gy * gy + 1.0)
         distance[ray] = best

@@ -153,8 +153,8 @@ class _Composer:
         length = parcel.end - parcel.start
 
         def spot(near: float, far: float) -> tuple[float, float]:
-            x, y, _ = road.place(float(rng.uniform(parcel.start, parcel.end)), sign * (edge + float(rng.uniform(near, far))))
-            return x, y
+            s, d = float(rng.uniform(parcel.start, parcel.end)), edge + float(rng.uniform(near, far))
+            return road.place(s, sign * d)[:2]
 
         tall = float(rng.uniform(*style.building_height))
         if parcel.kind in ("building", "house"):
@@ -205,7 +205,8 @@ class _Composer:
                     self.vehicle(x, y, yaw + turn, True, True)
             row += 11.0 if rng.random() < 0.5 else 5.6
         for _ in range(int(rng.integers(0, 3))):
-            x, y, yaw = road.place(float(rng.uniform(parcel.start, parcel.end)), sign * (edge + float(rng.uniform(6, 20))))
+            s, d = float(rng.uniform(parcel.start, parcel.end)), edge + float(rng.uniform(6, 20))
+            x, y, yaw = road.place(s, sign * d)
             if self.put(x, y, yaw, (0.3, 0.3)):
                 add_pole(self.builder, rng, "lamp")
 
@@ -241,7 +242,8 @@ class _Composer:
             if rng.random() < share:
                 x, y, yaw = road.place(s, sign * (road.half_width - 1.1 + float(rng.normal(0.0, 0.1))))
                 if road.s_min < s < road.s_max:
-                    self.vehicle(x, y, yaw + float(rng.normal(0, 0.02)) + (math.pi if rng.random() < 0.3 else 0.0), True, False)
+                    turn = float(rng.normal(0, 0.02)) + (math.pi if rng.random() < 0.3 else 0.0)
+                    self.vehicle(x, y, yaw + turn, True, False)
             s += float(rng.uniform(5.5, 7.0))
 
     def street_furniture(self, road: Road, left: bool) -> None:
@@ -272,7 +274,8 @@ class _Composer:
             spacing = float(rng.uniform(6.0, 18.0))
             low = float(rng.uniform(3.5, 9.0))
             for s in np.arange(-100.0 + float(rng.uniform(0, spacing)), 100.0, spacing):
-                x, y, _ = road.place(float(s + rng.normal(0, 0.5)), sign * (road.half_width + min(1.0, 0.4 * side.width)))
+                d = road.half_width + min(1.0, 0.4 * side.width)
+                x, y, _ = road.place(float(s + rng.normal(0, 0.5)), sign * d)
                 self.tree(x, y, low, low + 4.0)
 
     def pedestrians(self, road: Road) -> None:
@@ -282,7 +285,9 @@ class _Composer:
             side = road.side(left)
             s = float(rng.normal(0.0, 28.0))
             on_road = rng.random() < 0.1
-            d = float(rng.uniform(0, road.half_width)) if on_road else road.half_width + float(rng.uniform(0.3, side.width + 1.5))
+            d = float(rng.uniform(0, road.half_width))
+            if not on_road:
+                d = road.half_width + float(rng.uniform(0.3, side.width + 1.5))
             x, y, _ = road.place(s, d if left else -d)
             for _ in range(1 if rng.random() < 0.6 else int(rng.integers(2, 6))):
                 self.person(x, y, not on_road)
@@ -344,6 +349,6 @@ def make_scene(seed: int) -> Scene:
     style = STYLES[name]
     roads = plan_roads(rng, style)
     kerb = float(rng.uniform(0.06, 0.2)) if style.kerb else 0.02
-    yard = VEGETATION if rng.random() < 0.6 else SIDEWALK
-    ground = build_ground(rng, roads, kerb, yard, float(rng.uniform(0.02, 0.07)))
+    yard = VEGETATION if not style.kerb or rng.random() < 0.6 else SIDEWALK
+    ground = build_ground(rng, roads, kerb, yard, float(rng.uniform(0.03, 0.07)))
     return Scene(name, ground, _Composer(rng, style, roads, ground).compose(), roads)

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from pointcloud.points import PointCloud
 from pointcloud.simulate.beams import Sensor, get_sensor
 from pointcloud.simulate.classes import VEHICLE
+from pointcloud.simulate.ground import CELL, EXTENT
 from pointcloud.simulate.objects import Builder
 from pointcloud.simulate.raycast import GROUND, bin_primitives, cast
-from pointcloud.simulate.ground import CELL, EXTENT
 from pointcloud.simulate.scene import Scene, make_scene
 
 
@@ -30,6 +32,13 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.xyz)
 
+    def to_cloud(self) -> PointCloud:
+        """The sweep as a PointCloud, with the ring as extra column."""
+        xyz, intensity, ring, labels = (
+            torch.from_numpy(a.copy()) for a in (self.xyz, self.intensity, self.ring, self.labels)
+        )
+        return PointCloud(xyz, intensity=intensity, labels=labels, extra={"ring": ring})
+
 
 def _ego(sensor: Sensor, z: float) -> np.ndarray:
     """The car that carries the sensor, as far as beams can meet it: roof rack, windscreen and hood."""
@@ -37,7 +46,7 @@ def _ego(sensor: Sensor, z: float) -> np.ndarray:
     b.at(0.0, 0.0, z, 0.0)
     roof = sensor.height - 0.36
     b.box(-1.15, 0.55, 1.04, roof - 0.25, roof, VEHICLE, 0.5)
-    b.box(-1.5, 1.9, 1.4, 0.5, sensor.height - 0.92, VEHICLE, 0.5, (0.5, 0.1, 0.1))
+    b.box(-1.5, 1.95, 1.6, 0.5, sensor.height - 0.92, VEHICLE, 0.5, (0.1, 0.1, 0.1))
     return b.array()
 
 
