@@ -206,6 +206,13 @@ def _kernel_map(
     return reference.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
 
 
+@_kernel_map.register_kernel("cpu")
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):  # type: ignore[no-untyped-def]
+    from common_kernels.kernel_map import cpu
+
+    return cpu.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+
+
 @_kernel_map.register_fake
 def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):
     if kind == "submanifold":
@@ -219,6 +226,13 @@ def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, k
 @torch.library.custom_op("trisparse::transpose_table", mutates_args=())
 def _transpose_table(table: Tensor, n_in: int) -> Tensor:
     return reference.transpose_table(table, n_in)
+
+
+@_transpose_table.register_kernel("cpu")
+def _(table, n_in):  # type: ignore[no-untyped-def]
+    from common_kernels.kernel_map import cpu
+
+    return cpu.transpose_table(table, n_in)
 
 
 @_transpose_table.register_fake

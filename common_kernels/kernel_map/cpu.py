@@ -1,0 +1,466 @@
+"""Kernel maps on the CPU: two sorted lists walked once for each line of taps. No hash table, sequential memory.
+
+A cell's key is its ravelled coordinate in a grid with so much margin that a step to a neighbour never wraps into the
+next line. The queries of one tap are then the sorted output keys plus one constant, sorted as well, and two pointers
+find all of them. Taps that differ only along the last axis lie in one window of consecutive keys and share a walk.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common_kernels.kernel_map import reference
+from common_kernels.threads import parallel_for
+
+_END = np.iinfo(np.int64).max  # above every key: a pointer stops here without a test for the end of the list
+_AXES = 4  # compiled loops run over four axes; a grid of fewer has trivial ones
+_GRAIN = 4096  # rows: below this a walk is over before another thread has woken up
+_BLOCK = 1 << 15  # rows, and
+_CANDIDATES = 1 << 18  # candidates, that are sorted together, in the cache
+_NO_ROWS = np.empty(0, np.int32)
+
+Keys = NDArray[np.int64]
+Rows = NDArray[np.int32]
+
+
+def kernel_map(
+    coords: Tensor,
+    shape: Sequence[int],
+    out_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    batch_size: int,
+    kind: str,
+) -> tuple[Tensor, Tensor]:
+    """As `reference.kernel_map`, bit for bit."""
+    n_taps = math.prod(kernel)
+    if kind == "submanifold":
+        offset = [k // 2 * d for k, d in zip(kernel, dilation)]
+    else:
+        offset = list(padding)
+    coarse, fine = (out_shape, shape) if kind == "strided" else (shape, out_shape)
+    extents = _padded(coarse, fine, kernel, stride, offset, dilation)
+    if math.prod(extents) * batch_size >= 2**63:
+        return reference.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+    weights = _weights(extents)
+    coarse_weights = weights * np.array([1, *stride], np.int64)
+    steps, width = _steps(kernel, offset, dilation, weights)
+
+    rows = coords.contiguous().numpy()
+    in_weights = coarse_weights if kind == "transposed" else weights
+    keys, order = _sorted_keys(coords, rows, in_weights, shape, batch_size, width)
+    if kind == "submanifold":
+        table = torch.empty(n_taps, len(rows), dtype=torch.int32)
+        _fill_table(keys[: len(rows)], keys, steps, width, order, order, table)
+        return coords[:0].clone(), table
+    geometry = _geometry(kind, out_shape, kernel, stride, padding, dilation, coarse_weights, weights)
+    out_keys = _reached(rows, order, geometry, kind == "strided", width)
+    n_out = len(out_keys) - width
+    out_coords = torch.empty(n_out, coords.shape[1], dtype=coords.dtype)
+    out_weights = weights if kind == "transposed" else coarse_weights
+    parallel_for(_unravel, n_out, _GRAIN, out_keys, out_weights, out_coords.numpy())
+    if kind == "strided":
+        table = torch.empty(n_taps, n_out, dtype=torch.int32)
+        _fill_table(out_keys[:n_out], keys, steps, width, _NO_ROWS, order, table)
+    else:
+        table = torch.full((n_taps, n_out), -1, dtype=torch.int32)
+        parallel_for(
+            _walk_transposed, len(rows), _GRAIN, keys[: len(rows)], out_keys, steps, width, order, table.numpy()
+        )
+    return out_coords, table
+
+
+def transpose_table(table: Tensor, n_in: int) -> Tensor:
+    """As `reference.transpose_table`."""
+    out = torch.empty(table.shape[0], n_in, dtype=torch.int32)
+    parallel_for(_transpose, table.shape[0], 1, table.contiguous().numpy(), out.numpy())
+    return out
+
+
+def _padded(
+    coarse: Sequence[int],
+    fine: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    offset: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Extents of a grid that holds `coarse * stride - offset + tap` for every cell and tap, and their order."""
+    extents = []
+    for n_coarse, n_fine, k, s, p, d in zip(coarse, fine, kernel, stride, offset, dilation, strict=True):
+        reach = (n_coarse - 1) * s - p + (k - 1) * d
+        extents.append(p + max(n_fine, reach + 1))
+    return extents
+
+
+def _weights(extents: Sequence[int]) -> Keys:
+    """What a step of one along the batch and along each axis adds to a key."""
+    return np.array([math.prod(extents[axis:]) for axis in range(len(extents) + 1)], np.int64)
+
+
+def _steps(
+    kernel: Sequence[int], offset: Sequence[int], dilation: Sequence[int], weights: Keys
+) -> tuple[Keys, int]:
+    """What the first tap of each walk adds to a key, and the number of taps that share a walk."""
+    width = kernel[-1] if dilation[-1] == 1 else 1
+    ranges = [range(k) for k in kernel[:-1]] + [range(0, kernel[-1], width)]
+    unit = [int(w) for w in weights[1:]]
+    steps = [
+        sum((r * d - p) * w for r, p, d, w in zip(tap, offset, dilation, unit)) for tap in itertools.product(*ranges)
+    ]
+    return np.array(steps, np.int64), width
+
+
+def _sorted_keys(
+    coords: Tensor, rows: NDArray, weights: Keys, shape: Sequence[int], batch_size: int, width: int
+) -> tuple[Keys, Rows]:
+    """The keys of the rows in ascending order, followed by `width` ends, and their rows (none: they came sorted)."""
+    n = len(rows)
+    keys = np.empty(n + width, np.int64)
+    keys[n:] = _END
+    flags = np.zeros(3, np.uint8)  # a row lies outside; rows are not sorted; a row repeats the one before
+    extents = np.array([batch_size, *shape], np.int64)
+    parallel_for(_ravel, n, _GRAIN, rows, weights, extents, keys, flags)
+    if flags[0]:
+        reference.check_coords(coords, shape, batch_size)
+    order = _NO_ROWS
+    if flags[1]:
+        bits = (n - 1).bit_length()
+        order = np.empty(n, np.int32)
+        if batch_size * int(weights[0]) << bits < 2**63:
+            packed = (keys[:n] << bits) | np.arange(n)
+            packed.sort()
+            parallel_for(_unpack, n, _GRAIN, packed, bits, keys, order, flags)
+        else:
+            by_key = np.argsort(keys[:n])
+            parallel_for(_permute, n, _GRAIN, by_key, keys[:n].copy(), keys, order, flags)
+    if flags[2]:
+        reference.check_unique(reference.ravel(coords, shape))
+    return keys, order
+
+
+def _fill_table(
+    queries: Keys, keys: Keys, steps: Keys, width: int, query_rows: Rows, key_rows: Rows, table: Tensor
+) -> None:
+    parallel_for(_walk, len(queries), _GRAIN, queries, keys, steps, width, query_rows, key_rows, table.numpy())
+
+
+def _geometry(
+    kind: str,
+    out_shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    coarse_weights: Keys,
+    weights: Keys,
+) -> NDArray[np.int64]:
+    """[7, 1 + 4]: for batch and each axis extent, kernel, stride, padding, dilation, weight of an output, candidates."""
+    spread = [(k - 1) * d for k, d in zip(kernel, dilation)]
+    if kind == "strided":
+        most = [min(k, reach // s + 1) for k, reach, s in zip(kernel, spread, stride)]
+    else:
+        most = list(kernel)
+    out_weights = coarse_weights if kind == "strided" else weights
+    trivial = _AXES - len(kernel)
+    lines = [
+        [0] + [1] * trivial + list(out_shape),
+        [0] + [1] * trivial + list(kernel),
+        [0] + [1] * trivial + list(stride),
+        [0] + [0] * trivial + list(padding),
+        [0] + [1] * trivial + list(dilation),
+        [out_weights[0]] + [0] * trivial + list(out_weights[1:]),
+        [0] + [1] * trivial + most,
+    ]
+    return np.array(lines, np.int64)
+
+
+def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: bool, width: int) -> Keys:
+    """The keys of all cells of the output grid that some input reaches, ascending, followed by `width` ends."""
+    n, most = len(rows), math.prod(geometry[6, 1:].tolist())
+    block = max(1, min(_BLOCK, _CANDIDATES // most))
+    parts: list[Keys] = [np.empty(0, np.int64)] * -(-n // block)
+
+    def collect(begin: int, end: int) -> None:
+        for i in range(begin, end):
+            first, last = i * block, min(n, (i + 1) * block)
+            candidates = np.empty((last - first) * most, np.int64)
+            candidates = candidates[: _candidates(rows, order, geometry, strided, candidates, first, last)]
+            candidates.sort()
+            parts[i] = candidates[: _unique(candidates)].copy()
+
+    parallel_for(collect, len(parts), 1)
+    keys = np.concatenate([*parts, np.full(width, _END, np.int64)])
+    if len(parts) > 1:
+        keys.sort()
+        n_out = _unique(keys[: len(keys) - width])
+        keys[n_out : n_out + width] = _END
+        keys = keys[: n_out + width]
+    return keys
+
+
+@njit(nogil=True, cache=True)
+def _ravel(rows, weights, extents, keys, flags, begin, end):  # type: ignore[no-untyped-def]
+    """Keys of rows [begin, end); flags[0] if one lies outside, [1] if they are not ascending, [2] if two are equal."""
+    n_axes = rows.shape[1]
+    outside = unsorted = repeated = False
+    before = np.int64(-1)
+    for i in range(max(begin - 1, 0), end):
+        key = np.int64(0)
+        for axis in range(n_axes):
+            x = np.int64(rows[i, axis])
+            outside |= (x < 0) | (x >= extents[axis])
+            key += x * weights[axis]
+        unsorted |= key < before
+        repeated |= key == before
+        before = key
+        if i >= begin:
+            keys[i] = key
+    if outside:
+        flags[0] = 1
+    if unsorted:
+        flags[1] = 1
+    if repeated:
+        flags[2] = 1
+
+
+@njit(nogil=True, cache=True)
+def _unpack(packed, bits, keys, order, flags, begin, end):  # type: ignore[no-untyped-def]
+    """Keys and rows of the sorted `key << bits | row`."""
+    repeated = False
+    low = (np.int64(1) << bits) - 1
+    before = packed[begin - 1] >> bits if begin > 0 else np.int64(-1)
+    for i in range(begin, end):
+        key = packed[i] >> bits
+        repeated |= key == before
+        before = key
+        keys[i] = key
+        order[i] = packed[i] & low
+    if repeated:
+        flags[2] = 1
+
+
+@njit(nogil=True, cache=True)
+def _permute(by_key, unsorted, keys, order, flags, begin, end):  # type: ignore[no-untyped-def]
+    """As `_unpack`, for keys too large to be packed."""
+    repeated = False
+    before = unsorted[by_key[begin - 1]] if begin > 0 else np.int64(-1)
+    for i in range(begin, end):
+        key = unsorted[by_key[i]]
+        repeated |= key == before
+        before = key
+        keys[i] = key
+        order[i] = by_key[i]
+    if repeated:
+        flags[2] = 1
+
+
+@njit(nogil=True, cache=True)
+def _first_not_below(keys, target, low, high):  # type: ignore[no-untyped-def]
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < target:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True, cache=True)
+def _split(queries, i, n_queries, keys, j, n_keys, step, n_moves):  # type: ignore[no-untyped-def]
+    """How many of the first `n_moves` moves of the walk from (i, j) are moves to the next query."""
+    low, high = max(0, n_moves - n_keys), min(n_moves, n_queries)
+    while low < high:
+        middle = (low + high) // 2
+        if queries[i + middle] + step <= keys[j + n_moves - 1 - middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(nogil=True, cache=True)
+def _lower_bounds(queries, begin, end, keys, n_keys, step, found):  # type: ignore[no-untyped-def]
+    """found[i - begin] = the first of the keys that is not below queries[i] + step.
+
+    Each move goes to the next query or to the next key, without a branch that could be guessed wrong. Four stretches of
+    equally many moves run in turn, since each move waits for the one before.
+    """
+    one = np.uint64(1)
+    j = _first_not_below(keys, queries[begin] + step, 0, n_keys)
+    j_end = _first_not_below(keys, queries[end - 1] + step, j, n_keys)
+    n_queries = end - begin
+    n_moves = n_queries + j_end - j
+    stretch = n_moves // 4
+    first = _split(queries, begin, n_queries, keys, j, j_end - j, step, stretch)
+    second = _split(queries, begin, n_queries, keys, j, j_end - j, step, 2 * stretch)
+    third = _split(queries, begin, n_queries, keys, j, j_end - j, step, 3 * stretch)
+    base = np.uint64(begin)
+    i0, i1, i2, i3 = base, np.uint64(begin + first), np.uint64(begin + second), np.uint64(begin + third)
+    j0, j1 = np.uint64(j), np.uint64(j + stretch - first)
+    j2, j3 = np.uint64(j + 2 * stretch - second), np.uint64(j + 3 * stretch - third)
+    for _ in range(stretch):
+        found[i0 - base] = j0
+        found[i1 - base] = j1
+        found[i2 - base] = j2
+        found[i3 - base] = j3
+        below0 = np.uint64(keys[j0] < queries[i0] + step)
+        below1 = np.uint64(keys[j1] < queries[i1] + step)
+        below2 = np.uint64(keys[j2] < queries[i2] + step)
+        below3 = np.uint64(keys[j3] < queries[i3] + step)
+        j0 += below0
+        j1 += below1
+        j2 += below2
+        j3 += below3
+        i0 += one - below0
+        i1 += one - below1
+        i2 += one - below2
+        i3 += one - below3
+    while i3 < np.uint64(end):
+        found[i3 - base] = j3
+        below3 = np.uint64(keys[j3] < queries[i3] + step)
+        j3 += below3
+        i3 += one - below3
+    for i in (first, second, third):  # the stretch before may have been there last, on its way to the next key
+        found[i] = _first_not_below(keys, queries[begin + i] + step, j, j_end)
+
+
+@njit(nogil=True, cache=True)
+def _walk(queries, keys, steps, width, query_rows, key_rows, table, begin, end):  # type: ignore[no-untyped-def]
+    """table[k, row of query] = row of the key at query + step of tap k, or -1, for queries [begin, end)."""
+    n_keys = len(keys) - width
+    found = np.empty(end - begin, np.int32)
+    base = np.uint64(begin)
+    for group in range(len(steps)):
+        step = steps[group]
+        _lower_bounds(queries, begin, end, keys, n_keys, step, found)
+        taps = table[group * width : (group + 1) * width]
+        for i in range(np.uint64(begin), np.uint64(end)):
+            target = queries[i] + step
+            j = np.uint64(found[i - base])
+            row = np.uint64(query_rows[i]) if len(query_rows) > 0 else i
+            for tap in range(np.uint64(width)):
+                hit = keys[j] == target
+                there = key_rows[j] if len(key_rows) > 0 else np.int32(j)
+                taps[tap, row] = there if hit else np.int32(-1)
+                j += np.uint64(hit)
+                target += 1
+
+
+@njit(nogil=True, cache=True)
+def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end):  # type: ignore[no-untyped-def]
+    """table[k, number of the key at query + step of tap k] = row of query, for queries [begin, end)."""
+    n_keys = len(keys) - width
+    found = np.empty(end - begin, np.int32)
+    base = np.uint64(begin)
+    for group in range(len(steps)):
+        step = steps[group]
+        _lower_bounds(queries, begin, end, keys, n_keys, step, found)
+        taps = table[group * width : (group + 1) * width]
+        for i in range(np.uint64(begin), np.uint64(end)):
+            target = queries[i] + step
+            j = np.uint64(found[i - base])
+            row = query_rows[i] if len(query_rows) > 0 else np.int32(i)
+            for tap in range(np.uint64(width)):
+                if keys[j] == target:
+                    taps[tap, j] = row
+                    j += np.uint64(1)
+                target += 1
+
+
+@njit(nogil=True, cache=True)
+def _candidates(rows, order, geometry, strided, out, begin, end):  # type: ignore[no-untyped-def]
+    """Keys of the output cells that rows [begin, end) reach, some of them several times; their number."""
+    extent, kernel, stride, padding, dilation, weights, _ = geometry
+    n_axes = rows.shape[1] - 1
+    first = np.zeros(5, np.int64)
+    last = np.zeros(5, np.int64)
+    place = np.zeros(5, np.int64)
+    before = np.full(5, -1, np.int64)  # coordinates of the last row, by axis
+    before_first = before_last = np.int64(0)
+    every = np.ones(5, np.int64) if strided else dilation
+    a, b, c, d = 1, 2, 3, 4
+    n = 0
+    for i in range(begin, end):
+        row = order[i] if len(order) > 0 else np.int32(i)
+        batch = np.int64(rows[row, 0])
+        same_line = before[0] == batch
+        before[0] = batch
+        for axis in range(5 - n_axes, 5):
+            x = np.int64(rows[row, axis - 4 + n_axes])
+            if axis < 4:
+                same_line &= before[axis] == x
+                before[axis] = x
+            reach = (kernel[axis] - 1) * dilation[axis]
+            if strided:
+                place[axis] = x + padding[axis]
+                last[axis] = min(place[axis] // stride[axis], extent[axis] - 1)
+                first[axis] = max(-((reach - place[axis]) // stride[axis]), 0)
+            else:
+                low = x * stride[axis] - padding[axis]
+                last[axis] = min(low + reach, extent[axis] - 1)
+                first[axis] = low if low >= 0 else low + (dilation[axis] - 1 - low) // dilation[axis] * dilation[axis]
+        low = first[d]
+        if same_line and dilation[d] == 1 and low >= before_first:
+            low = max(low, before_last + 1)  # what the row before has reached in the same lines is there already
+        before_first, before_last = first[d], last[d]
+        for xa in range(first[a], last[a] + 1, every[a]):
+            if strided and (place[a] - xa * stride[a]) % dilation[a] != 0:
+                continue
+            key_a = batch * weights[0] + xa * weights[a]
+            for xb in range(first[b], last[b] + 1, every[b]):
+                if strided and (place[b] - xb * stride[b]) % dilation[b] != 0:
+                    continue
+                key_b = key_a + xb * weights[b]
+                for xc in range(first[c], last[c] + 1, every[c]):
+                    if strided and (place[c] - xc * stride[c]) % dilation[c] != 0:
+                        continue
+                    key_c = key_b + xc * weights[c]
+                    for xd in range(low, last[d] + 1, every[d]):
+                        if strided and (place[d] - xd * stride[d]) % dilation[d] != 0:
+                            continue
+                        out[n] = key_c + xd * weights[d]
+                        n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _unique(keys):  # type: ignore[no-untyped-def]
+    """Move the distinct ones of the ascending keys to the front; how many they are."""
+    n = 0
+    before = np.int64(-1)
+    for i in range(len(keys)):
+        key = keys[i]
+        keys[n] = key
+        n += key != before
+        before = key
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _unravel(keys, weights, rows, begin, end):  # type: ignore[no-untyped-def]
+    n_axes = rows.shape[1]
+    for i in range(begin, end):
+        rest = keys[i]
+        for axis in range(n_axes):
+            x = rest // weights[axis]
+            rest -= x * weights[axis]
+            rows[i, axis] = x
+
+
+@njit(nogil=True, cache=True)
+def _transpose(table, out, begin, end):  # type: ignore[no-untyped-def]
+    for tap in range(begin, end):
+        out[tap, :] = -1
+        for row in range(table.shape[1]):
+            source = table[tap, row]
+            if source >= 0:
+                out[tap, source] = row
