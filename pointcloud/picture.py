@@ -135,7 +135,7 @@ def _is_sweep(xyz: Array) -> bool:
 
 def _bev_limits(xyz: Array, box: _Box) -> tuple[float, float, float, float]:
     """x and y limits with equal scale that fill the box and hold nearly all points."""
-    low, high = np.percentile(xyz[:, :2], (1, 99), axis=0) if len(xyz) else (np.full(2, -10.0), np.full(2, 10.0))
+    low, high = np.percentile(xyz[:, :2], (0.5, 99.5), axis=0) if len(xyz) else (np.full(2, -10.0), np.full(2, 10.0))
     middle, half = (low + high) / 2, np.maximum((high - low) / 2 * 1.05, 0.5)
     scale = max(half[0] / box.width, half[1] / box.height)
     half = np.array([scale * box.width, scale * box.height])

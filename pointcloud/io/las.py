@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ def read_las(path: Path) -> Columns:
         with laspy.open(path) as reader:
             claimed = reader.header.point_count
             names = [name for name in reader.header.point_format.dimension_names if name not in ("X", "Y", "Z")]
-            for points in reader.chunk_iterator(_CHUNK):
+            empty = laspy.ScaleAwarePointRecord.zeros(0, header=reader.header)
+            for points in chain([empty], reader.chunk_iterator(_CHUNK)):
                 for axis in "xyz":
                     parts.setdefault(axis, []).append(np.array(points[axis], dtype=np.float64))
                 for name in names:
@@ -60,8 +62,6 @@ def read_las(path: Path) -> Columns:
     except BaseException as error:
         raise ValueError(f"{path}: corrupt or truncated LAS / LAZ file: {type(error).__name__}: {error}") from error
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
-    if not columns:
-        columns = {axis: np.empty(0, dtype=np.float64) for axis in "xyz"}
     if len(columns["x"]) != claimed:
         raise ValueError(f"{path}: the header claims {claimed} points, the file holds {len(columns['x'])}")
     return columns
