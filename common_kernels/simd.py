@@ -164,7 +164,10 @@ def add_bf16(context, acc, x, n):
 
 @intrinsic
 def round_bf16(context, out, x, n):
-    """out[i] = x[i] rounded to nearest even, for n floats at address x and n bf16 numbers at address out."""
+    """out[i] = x[i] rounded to nearest even, for n floats at address x and n bf16 numbers at address out.
+
+    Only where HAS_BF16_DOT: elsewhere LLVM would call a library function for each number, so nothing is emitted.
+    """
 
     def codegen(context, builder, signature, args):
         def body(at, lanes):
@@ -172,7 +175,8 @@ def round_bf16(context, out, x, n):
             narrow = builder.fptrunc(wide, ir.VectorType(_BFloat(), lanes))
             _store(builder, narrow, builder.add(args[0], builder.mul(at, I64(2))), 2)
 
-        _for_lanes(builder, args[2], body)
+        if HAS_BF16_DOT:
+            _for_lanes(builder, args[2], body)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen

@@ -1,0 +1,224 @@
+"""gather_gemm: values, gradients and determinism on the CPU; the GPU kernels have test_gather_gemm_gpu.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common_kernels import KernelMap, gather_gemm, kernel_map
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def random_map(n_in: int, n_out: int, taps: int, density: float = 0.3) -> KernelMap:
+    """Any table is a legal map; an input row may serve a tap at most once, as in a convolution."""
+    table = torch.full((taps, n_out), -1, dtype=torch.int32)
+    for row in table:
+        count = min(n_in, int(n_out * density))
+        row[torch.randperm(n_out)[:count]] = torch.randperm(n_in)[:count].int()
+    return KernelMap(table, n_in, torch.zeros(n_out, 4, dtype=torch.int32), (1, 1, 1))
+
+
+def surface(n: int, seed: int = 0) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """Voxels of a wavy sheet in two samples, in random order: as many neighbours as a scanned surface has."""
+    generator = torch.Generator().manual_seed(seed)
+    xy = torch.randint(0, 40, (n, 2), generator=generator)
+    z = ((xy[:, 0] / 5).sin() * 3 + xy[:, 1] / 8 + 5).long()
+    batch = torch.randint(0, 2, (n,), generator=generator)
+    coords = torch.unique(torch.stack([batch, xy[:, 0], xy[:, 1], z], 1), dim=0)
+    return coords[torch.randperm(len(coords), generator=generator)].int(), (40, 40, 16)
+
+
+def definition(x, map, weight, bias=None, residual=None, activation="none"):
+    """The defining equation in float64, with a row of zeros standing for -1."""
+    padded = torch.cat([x.double(), x.new_zeros(1, x.shape[1], dtype=torch.float64)])
+    out = torch.einsum("kmc,kcd->md", padded[map.table.long()], weight.double())
+    out = out if bias is None else out + bias.double()
+    out = out if residual is None else out + residual.double()
+    return out.relu() if activation == "relu" else out
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    scale = expected.abs().max().item() if expected.numel() else 0
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=TOLERANCE[dtype] * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "c_in, c_out",
+    [(1, 1), (3, 16), (4, 32), (5, 7), (16, 16), (17, 33), (32, 48), (20, 64), (33, 80), (64, 96), (24, 112), (8, 130)],
+)
+def test_values(dtype, c_in, c_out, poisoned_memory):
+    map = random_map(500, 700, 9)
+    x, weight = torch.randn(500, c_in).to(dtype), torch.randn(9, c_in, c_out).to(dtype)
+    bias, residual = torch.randn(c_out).to(dtype), torch.randn(700, c_out).to(dtype)
+    assert_close(gather_gemm(x, map, weight), definition(x, map, weight), dtype)
+    full = gather_gemm(x, map, weight, bias, residual, "relu")
+    assert full.dtype == dtype
+    assert_close(full, definition(x, map, weight, bias, residual, "relu"), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_out", [0, 1, 11, 12, 13, 255, 256, 257, 1030])
+@pytest.mark.parametrize("taps, density", [(1, 1.0), (8, 0.02), (27, 0.25), (125, 0.1)])
+def test_row_counts(dtype, n_out, taps, density, poisoned_memory):
+    map = random_map(max(n_out, 1), n_out, taps, density)
+    x, weight = torch.randn(max(n_out, 1), 12).to(dtype), torch.randn(taps, 12, 20).to(dtype)
+    assert_close(gather_gemm(x, map, weight), definition(x, map, weight), dtype)
+
+
+@pytest.mark.parametrize("n_in, n_out, c_in, c_out", [(0, 0, 4, 4), (0, 5, 4, 4), (5, 0, 4, 4), (5, 6, 0, 4), (5, 6, 4, 0)])
+def test_empty(n_in, n_out, c_in, c_out):
+    map = KernelMap(torch.full((3, n_out), -1, dtype=torch.int32), n_in, torch.zeros(n_out, 4, dtype=torch.int32), (1,))
+    x = torch.randn(n_in, c_in, requires_grad=True)
+    weight = torch.randn(3, c_in, c_out, requires_grad=True)
+    bias = torch.randn(c_out)
+    out = gather_gemm(x, map, weight, bias)
+    assert torch.equal(out, bias.expand(n_out, c_out))
+    out.sum().backward()
+    assert x.grad.shape == x.shape and weight.grad.shape == weight.shape
+    assert not weight.grad.any() and not x.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "transposed"])
+@pytest.mark.parametrize("c_in, c_out", [(3, 16), (16, 20), (9, 33), (48, 64), (32, 80)])
+def test_gradients(kind, c_in, c_out):
+    coords, shape = surface(900)
+    geometry = (3,) if kind == "submanifold" else (2, 2)
+    map = kernel_map(coords, shape, *geometry, batch_size=2, kind=kind)
+    tensors = [
+        torch.randn(size) for size in [(len(coords), c_in), (map.n_taps, c_in, c_out), (c_out,), (map.n_out, c_out)]
+    ]
+    upstream = torch.randn(map.n_out, c_out)
+    expected = [each.double().requires_grad_() for each in tensors]
+    actual = [each.clone().requires_grad_() for each in tensors]
+    definition(expected[0], map, *expected[1:], "relu").backward(upstream.double())
+    gather_gemm(actual[0], map, *actual[1:], "relu").backward(upstream)
+    for ours, truth in zip(actual, expected):
+        assert_close(ours.grad, truth.grad, torch.float32)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 2])
+def test_gradcheck(kernel_size):
+    coords, shape = surface(40)
+    map = kernel_map(coords, shape, kernel_size, batch_size=2)
+    inputs = [
+        torch.randn(size, dtype=torch.float64, requires_grad=True)
+        for size in [(len(coords), 2), (map.n_taps, 2, 3), (3,), (len(coords), 3)]
+    ]
+    assert torch.autograd.gradcheck(lambda *each: gather_gemm(each[0], map, *each[1:], "relu"), inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *each: gather_gemm(each[0], map, *each[1:]), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_run_or_threads(dtype):
+    coords, shape = surface(3000)
+    map = kernel_map(coords, shape, 3, batch_size=2)
+    x = torch.randn(len(coords), 24).to(dtype).requires_grad_()
+    weight = torch.randn(27, 24, 40).to(dtype).requires_grad_()
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 1, 2, 3):
+            torch.set_num_threads(n)
+            out = gather_gemm(x, map, weight)
+            results.append([out, *torch.autograd.grad(out.float().square().sum(), (x, weight))])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_strides_do_not_matter():
+    map = random_map(300, 300, 5)
+    x, weight = torch.randn(12, 300).T, torch.randn(5, 20, 12).transpose(1, 2)
+    bias, residual = torch.randn(40)[::2], torch.randn(300, 40)[:, ::2]
+    expected = gather_gemm(*(each.contiguous() if torch.is_tensor(each) else each for each in (x, map, weight, bias, residual)))
+    assert torch.equal(gather_gemm(x, map, weight, bias, residual), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("n", [0, 300])
+def test_opcheck(dtype, requires_grad, n):
+    map = random_map(n, n, 4)
+    x = torch.randn(n, 6).to(dtype).requires_grad_(requires_grad)
+    weight = torch.randn(4, 6, 5).to(dtype).requires_grad_(requires_grad)
+    table, schedule, mirrored = map.backward_tables
+    arguments = (x, weight, None, None, "relu", map.table, map.schedule, table, schedule, mirrored)
+    torch.library.opcheck(torch.ops.trisparse.gather_gemm, arguments)
+    arguments = (x, torch.randn(n, 5).to(dtype), map.table, map.schedule, table, schedule, mirrored)
+    torch.library.opcheck(torch.ops.trisparse.gather_gemm_weight_grad, arguments)
+    torch.library.opcheck(torch.ops.trisparse.map_schedule, (map.table,))
+
+
+def test_compiles_to_one_graph():
+    coords, shape = surface(500)
+    map = kernel_map(coords, shape, 3, batch_size=2)
+    x, weight = torch.randn(len(coords), 8, requires_grad=True), torch.randn(27, 8, 16, requires_grad=True)
+    compiled = torch.compile(lambda x, weight: gather_gemm(x, map, weight, activation="relu") * 2, fullgraph=True)
+    expected = gather_gemm(x, map, weight, activation="relu") * 2
+    torch.testing.assert_close(compiled(x, weight), expected)
+    ours = torch.autograd.grad(compiled(x, weight).sum(), (x, weight))
+    torch.testing.assert_close(ours, torch.autograd.grad(expected.sum(), (x, weight)))
+
+
+CHECK = """
+import torch
+from common_kernels.simd import HAS_BF16_DOT, LANES
+from tests.common_kernels.test_gather_gemm import assert_close, definition, random_map
+from common_kernels import gather_gemm
+torch.manual_seed(0)
+map = random_map(300, 400, 5)
+for dtype in (torch.float32, torch.bfloat16):
+    for c_in, c_out in [(3, 5), (16, 16), (9, 24), (12, 40), (32, 64), (8, 100)]:
+        x = torch.randn(300, c_in).to(dtype).requires_grad_()
+        weight = torch.randn(5, c_in, c_out).to(dtype).requires_grad_()
+        out = gather_gemm(x, map, weight)
+        assert_close(out, definition(x, map, weight), dtype)
+        truth = torch.autograd.grad(definition(x, map, weight).sum(), (x, weight))
+        for a, b in zip(torch.autograd.grad(out.sum(), (x, weight)), truth):
+            assert_close(a, b, dtype)
+print(LANES, HAS_BF16_DOT)
+"""
+
+
+@pytest.mark.skipif("x86" not in os.uname().machine, reason="names of x86 features")
+@pytest.mark.parametrize("features, lanes", [("+avx,+avx2,+fma,+f16c", 8), ("+sse4.2,+fma,+avx", 4)], ids=["avx2", "narrow"])
+def test_narrower_machines(features, lanes, tmp_path):
+    """The same kernels with the vectors and tiles of a machine without AVX-512, checked in a process compiled for it."""
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "x86-64",
+        "NUMBA_CPU_FEATURES": features,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run([sys.executable, "-c", CHECK], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(lanes), "False"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": torch.zeros(5, 3)}, r"x must have the map's 4 input rows, got float32 \[5, 3\]"),
+        ({"x": torch.zeros(4, 3, dtype=torch.int32)}, r"x must be fp32, fp64, fp16 or bf16 \[N, Cin\], got int32"),
+        ({"weight": torch.zeros(2, 4, 5)}, r"weight must be float32 .* = \[2, 3, Cout\], got float32 \[2, 4, 5\]"),
+        ({"weight": torch.zeros(2, 3, 5).half()}, r"weight must be float32"),
+        ({"bias": torch.zeros(4)}, r"bias must be float32 \[5\], got float32 \[4\]"),
+        ({"residual": torch.zeros(4, 5)}, r"residual must be float32 \[6, 5\], got float32 \[4, 5\]"),
+        ({"activation": "gelu"}, r"activation must be one of none, relu, got 'gelu'"),
+        ({"weight": torch.zeros(2, 3, 5, device="meta")}, r"weight must be on the device of x, cpu, got meta"),
+    ],
+)
+def test_bad_arguments(change, message):
+    map = KernelMap(torch.zeros(2, 6, dtype=torch.int32), 4, torch.zeros(6, 4, dtype=torch.int32), (1, 1, 1))
+    arguments = {"x": torch.zeros(4, 3), "map": map, "weight": torch.zeros(2, 3, 5)} | change
+    with pytest.raises(ValueError, match=message):
+        gather_gemm(**arguments)
