@@ -1,0 +1,209 @@
+"""Coordinates that sparse tensors share, and the kernel maps found over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from common_kernels.kernel_map import KernelMap, check_key_range, kernel_map, per_axis
+from common_kernels.kernel_map.reference import check_coords, check_unique, ravel
+
+
+class Geometry(NamedTuple):
+    """What a kernel map depends on besides the coordinates; one number per axis. See `common_kernels.kernel_map`."""
+
+    kind: str
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{name} {list(value)}" for name, value in self._asdict().items() if name != "kind"]
+        return f"a {self.kind} map with {', '.join(parts)}"
+
+
+@dataclass
+class Link:
+    """A kernel map, the coordinates of its output rows, and (once asked for) its inverse.
+
+    `target` is None for a submanifold map, whose outputs are its inputs: a coordinate set holds its links, so a link
+    that held its own coordinate set would keep both alive until the cycle collector runs.
+    """
+
+    map: KernelMap
+    target: Coordinates | None
+    _inverse: KernelMap | None = None
+
+    def inverse(self, source: Coordinates) -> KernelMap:
+        """The map back to `source`, the coordinates that this link starts from."""
+        if self._inverse is None:
+            with torch.inference_mode(False):
+                self._inverse = self.map.transpose(source.indices, source.spatial_shape)
+        return self._inverse
+
+
+class Coordinates:
+    """Where the rows of sparse tensors lie, and the maps already found from here.
+
+    Tensors with the same coordinates share one such object, so that a map is searched once, whichever layer asks.
+
+    Args:
+        indices: int32 or int64 [N, 1 + D], D from 1 to 4, batch index first; int64 is converted to int32.
+        spatial_shape: extent of the grid, D numbers.
+        batch_size: number of samples.
+
+    Raises:
+        ValueError: a wrong dtype or shape, or a grid beyond 64-bit keys. Coordinates outside of the grid and repeated
+            ones are found with the first map, or by `check`.
+    """
+
+    def __init__(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> None:
+        if not isinstance(indices, Tensor):
+            raise ValueError(f"indices must be an int32 tensor [N, 1 + D], got {type(indices).__name__}")
+        if indices.dtype not in (torch.int32, torch.int64) or indices.ndim != 2 or not 2 <= indices.shape[1] <= 5:
+            raise ValueError(f"indices must be int32 [N, 1 + D] with D from 1 to 4, got {describe(indices)}")
+        ndim = indices.shape[1] - 1
+        shape = [_as_int(extent, "spatial_shape") for extent in spatial_shape]
+        if len(shape) != ndim:
+            raise ValueError(f"spatial_shape must have {ndim} numbers for indices {describe(indices)}, got {shape}")
+        self.spatial_shape = tuple(per_axis(shape, ndim, "spatial_shape", minimum=1))
+        self.batch_size = _as_int(batch_size, "batch_size")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_key_range(self.spatial_shape, self.batch_size)
+        self.indices = _to_int32(indices)
+        self._version = _version(self.indices)
+        self._links: dict[Geometry, Link] = {}
+        self._checked = False
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    def __str__(self) -> str:
+        return f"{len(self)} coordinates in grid {list(self.spatial_shape)}, batch_size {self.batch_size}"
+
+    def link(self, geometry: Geometry) -> Link:
+        """The map of that geometry from these coordinates, found once.
+
+        Raises ValueError for a coordinate outside of the grid, and for one that occurs twice.
+        """
+        self._check_unmodified()
+        found = self._links.get(geometry)
+        if found is None:
+            found = self._links[geometry] = self._search(geometry)
+        return found
+
+    def adopt(self, geometry: Geometry, link: Link) -> None:
+        """Use a link that equal coordinates already found."""
+        self._links.setdefault(geometry, link)
+
+    def _search(self, geometry: Geometry) -> Link:
+        kind, kernel, stride, padding, dilation, output_padding = geometry
+        # A map found in inference mode may serve training later, so it must not consist of inference tensors.
+        with torch.inference_mode(False):
+            found = kernel_map(
+                self.indices,
+                self.spatial_shape,
+                kernel,
+                stride,
+                padding,
+                dilation,
+                batch_size=self.batch_size,
+                kind=kind,
+                output_padding=output_padding,
+            )
+            self._checked = True
+            if kind == "submanifold":
+                return Link(found, None)
+            target = Coordinates(found.coords, found.shape, self.batch_size)
+            target._checked = True
+            return Link(found, target)
+
+    def check(self) -> None:
+        """Raise ValueError for a coordinate outside of the grid, and for one that occurs twice."""
+        self._check_unmodified()
+        if not self._checked:
+            check_coords(self.indices, self.spatial_shape, self.batch_size)
+            check_unique(self.keys())
+            self._checked = True
+
+    def keys(self) -> Tensor:
+        """Position of each row in the batch of grids, int64 [N]."""
+        return ravel(self.indices, self.spatial_shape)
+
+    def same_as(self, other: Coordinates) -> bool:
+        """Whether both name the same cells of the same grid in the same order."""
+        if self is other:
+            return True
+        if (self.spatial_shape, self.batch_size, len(self)) != (other.spatial_shape, other.batch_size, len(other)):
+            return False
+        if self.indices is other.indices:
+            return True
+        return self.indices.device == other.indices.device and torch.equal(self.indices, other.indices)
+
+    def to(self, device: torch.device) -> Coordinates:
+        """The same coordinates on another device, without maps; this object when they are there already."""
+        if self.indices.device == device:
+            return self
+        return Coordinates(self.indices.to(device), self.spatial_shape, self.batch_size)
+
+    def _check_unmodified(self) -> None:
+        if _version(self.indices) != self._version:
+            raise ValueError(
+                "indices were modified in place after the sparse tensor was made, so the maps found over them may be "
+                "wrong: make a new SparseConvTensor from the new indices"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._version = _version(self.indices)  # a copy starts to count anew
+
+
+@dataclass(frozen=True)
+class IndiceData:
+    """What an `indice_key` stands for: a map of this geometry from `source` to `target`."""
+
+    source: Coordinates
+    geometry: Geometry
+    link: Link
+
+    @property
+    def target(self) -> Coordinates:
+        return self.source if self.link.target is None else self.link.target
+
+    def __str__(self) -> str:
+        return f"{self.geometry} over {self.source}"
+
+
+def describe(x: Tensor) -> str:
+    """`float32 [50, 3]`"""
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+
+
+def _as_int(value: Any, name: str) -> int:
+    try:
+        return int(value.__index__())
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{name} must be made of integers, got {value!r}") from error
+
+
+def _to_int32(indices: Tensor) -> Tensor:
+    if indices.dtype == torch.int64:
+        limits = torch.iinfo(torch.int32)
+        if len(indices) and not (limits.min <= int(indices.min()) and int(indices.max()) <= limits.max):
+            raise ValueError(f"indices must fit int32, got values from {int(indices.min())} to {int(indices.max())}")
+    return indices.to(torch.int32)
+
+
+def _version(indices: Tensor) -> int:
+    """How often the tensor was modified in place; inference tensors do not count."""
+    return 0 if indices.is_inference() else indices._version

@@ -1,0 +1,316 @@
+"""SparseConvTensor: features at some cells of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common_kernels.gather_rows import gather_rows
+from common_kernels.kernel_map.reference import check_coords
+from common_kernels.segment_reduce import segment_reduce
+from pointcloud.coordinates import Coordinates, Geometry, IndiceData, describe
+
+REDUCTIONS = ("sum", "mean", "max", "first")
+
+
+class ConvAlgo(Enum):
+    """spconv's names for its ways to compute. Here the device and the shapes decide, and the result is the same."""
+
+    Native = 0
+    MaskImplicitGemm = 1
+    MaskSplitImplicitGemm = 2
+
+
+class SparseConvTensor:
+    """Features at some cells of a batch of grids.
+
+    Tensors with the same coordinates share one `coordinates` object and so the kernel maps found over them. Nothing is
+    changed in place: `replace_feature`, `select_by_index`, `coalesce`, `to` and the layers return new tensors.
+
+    Args:
+        features: [N, C].
+        indices: int32 [N, 1 + D], D from 1 to 4: batch index, then one column per axis in the order of spatial_shape.
+        spatial_shape: extent of the grid, D numbers.
+        batch_size: number of samples; batch indices lie below it.
+        indice_dict: the maps known under an `indice_key`, from an earlier tensor of the same network.
+        grid, permanent_thrust_allocator, force_algo: accepted for spconv's sake; they cannot change a result.
+        voxel_num, benchmark, enable_timer: only at their defaults, since what they ask for is not recorded here.
+
+    Raises:
+        ValueError: features and indices that do not fit each other or the grid's dimension. Coordinates outside of the
+            grid and repeated ones are found with the first kernel map, or by `dense`.
+    """
+
+    # spconv's code hands these on from tensor to tensor.
+    grid = None
+    voxel_num = None
+    benchmark = False
+    force_algo = None
+
+    def __init__(
+        self,
+        features: Tensor,
+        indices: Tensor,
+        spatial_shape: Sequence[int],
+        batch_size: int,
+        grid: Tensor | None = None,
+        voxel_num: Tensor | None = None,
+        indice_dict: dict[str, IndiceData] | None = None,
+        benchmark: bool = False,
+        permanent_thrust_allocator: bool = False,
+        enable_timer: bool = False,
+        force_algo: ConvAlgo | None = None,
+    ) -> None:
+        for name, value in (("voxel_num", voxel_num), ("benchmark", benchmark), ("enable_timer", enable_timer)):
+            if value is not None and value is not False:
+                raise ValueError(f"{name} is not supported: it must stay at its default, got {value!r}")
+        check_algo(force_algo, "force_algo")
+        self._set(features, Coordinates(indices, spatial_shape, batch_size), indice_dict)
+
+    @classmethod
+    def over(
+        cls, coordinates: Coordinates, features: Tensor, indice_dict: dict[str, IndiceData] | None = None
+    ) -> SparseConvTensor:
+        """Features [N, C] at coordinates that exist already, with all maps found over them."""
+        x = cls.__new__(cls)
+        x._set(features, coordinates, indice_dict)
+        return x
+
+    def _set(self, features: Tensor, coordinates: Coordinates, indice_dict: dict[str, IndiceData] | None) -> None:
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            got = describe(features) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"features must be a tensor [N, C], got {got}")
+        if features.shape[0] != len(coordinates):
+            raise ValueError(
+                f"features must have one row for each of the {len(coordinates)} rows of indices, "
+                f"got {describe(features)}"
+            )
+        if features.device != coordinates.indices.device:
+            raise ValueError(
+                f"features and indices must be on one device, got {features.device} and {coordinates.indices.device}"
+            )
+        self._features = features
+        self.coordinates = coordinates
+        self.indice_dict = {} if indice_dict is None else indice_dict
+
+    @property
+    def features(self) -> Tensor:
+        """[N, C]"""
+        return self._features
+
+    @features.setter
+    def features(self, value: Tensor) -> None:
+        raise ValueError("features cannot be assigned: use x = x.replace_feature(features)")
+
+    @property
+    def indices(self) -> Tensor:
+        """int32 [N, 1 + D], batch index first."""
+        return self.coordinates.indices
+
+    @property
+    def spatial_shape(self) -> list[int]:
+        """Extent of the grid, one number per axis."""
+        return list(self.coordinates.spatial_shape)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples."""
+        return self.coordinates.batch_size
+
+    @property
+    def spatial_size(self) -> int:
+        """Number of cells of one sample's grid."""
+        return math.prod(self.coordinates.spatial_shape)
+
+    @property
+    def sparity(self) -> float:
+        """Share of the batch's cells that are active."""
+        return len(self.coordinates) / self.spatial_size / self.batch_size
+
+    def replace_feature(self, feature: Tensor) -> SparseConvTensor:
+        """The same coordinates, maps and keys with other features [N, C']."""
+        return SparseConvTensor.over(self.coordinates, feature, self.indice_dict)
+
+    def shadow_copy(self) -> SparseConvTensor:
+        """A new tensor of the same features, coordinates, maps and keys."""
+        return self.replace_feature(self._features)
+
+    def select_by_index(self, valid_indices: Tensor) -> SparseConvTensor:
+        """The rows that a bool mask [N] or an index [M] names, without maps and keys."""
+        if not isinstance(valid_indices, Tensor) or valid_indices.ndim != 1:
+            raise ValueError(f"valid_indices must be a bool [N] or integer [M] tensor, got {valid_indices!r}")
+        return SparseConvTensor(
+            self._features[valid_indices], self.indices[valid_indices], self.spatial_shape, self.batch_size
+        )
+
+    def coalesce(self, reduce: str = "sum") -> SparseConvTensor:
+        """Merge rows with the same coordinates; cells keep the order in which they first occur.
+
+        Args:
+            reduce: "sum", "mean", "max", or "first" for the features of the row that comes first.
+
+        Returns:
+            This tensor itself when no coordinate occurs twice.
+
+        Raises:
+            ValueError: an unknown reduce, or coordinates outside of the grid.
+        """
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+        cells = Coordinates(self.indices, self.spatial_shape, self.batch_size)
+        order, offsets = _equal_keys(cells)
+        if len(offsets) - 1 == len(cells):
+            return self
+        first = order[offsets[:-1]]  # the sort is stable, so a cell's first row comes first
+        by_first = torch.argsort(first)
+        if reduce == "first":
+            features = gather_rows(self._features, first[by_first])
+        else:
+            features = gather_rows(segment_reduce(gather_rows(self._features, order), offsets, reduce), by_first)
+        return SparseConvTensor(features, self.indices[first[by_first]], self.spatial_shape, self.batch_size)
+
+    def dense(self, channels_first: bool = True) -> Tensor:
+        """The whole grid, zero where no row lies: [B, C, *spatial_shape], or [B, *spatial_shape, C].
+
+        Raises ValueError for coordinates outside of the grid or repeated ones.
+        """
+        self.coordinates.check()
+        cells = self._features.new_zeros(self.batch_size * self.spatial_size, self._features.shape[1])
+        grid = cells.index_copy(0, self.coordinates.keys(), self._features)
+        grid = grid.view(self.batch_size, *self.spatial_shape, -1 if grid.numel() else self._features.shape[1])
+        return grid.movedim(-1, 1).contiguous() if channels_first else grid
+
+    @classmethod
+    def from_dense(cls, x: Tensor) -> SparseConvTensor:
+        """The cells of x [B, *spatial_shape, C] (channels last) at which some channel is not zero."""
+        if not isinstance(x, Tensor) or not 3 <= x.ndim <= 6:
+            got = describe(x) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be [B, *spatial_shape, C] with 1 to 4 axes, got {got}")
+        active = (x != 0).any(-1).nonzero()
+        return cls(x[active.unbind(1)], active.to(torch.int32), x.shape[1:-1], x.shape[0])
+
+    def find_indice_pair(self, key: str | None) -> IndiceData | None:
+        """What the `indice_key` stands for, None if it is not known."""
+        return None if key is None else self.indice_dict.get(key)
+
+    def find_map(self, geometry: Geometry, indice_key: str | None) -> IndiceData:
+        """The kernel map of a layer with this geometry, found once for these coordinates.
+
+        Raises:
+            ValueError: the key stands for another map; coordinates outside of the grid, or repeated ones.
+        """
+        known = self.find_indice_pair(indice_key)
+        if known is None:
+            return IndiceData(self.coordinates, geometry, self.coordinates.link(geometry))
+        if known.geometry != geometry or not known.source.same_as(self.coordinates):
+            raise ValueError(
+                f"indice_key {indice_key!r} stands for {known}, but this layer needs {geometry} over "
+                f"{self.coordinates}: give it another key, or none (maps are cached without one)"
+            )
+        self.coordinates.adopt(geometry, known.link)
+        return IndiceData(self.coordinates, geometry, known.link)
+
+    def find_inverse(self, kernel_size: Sequence[int], indice_key: str) -> IndiceData:
+        """The map whose outputs are this tensor's coordinates, registered under the key by an earlier layer.
+
+        Raises:
+            ValueError: the key is unknown, or stands for a map with another kernel or other outputs.
+        """
+        known = self.find_indice_pair(indice_key)
+        if known is None:
+            keys = ", ".join(map(repr, self.indice_dict)) or "none"
+            raise ValueError(
+                f"indice_key {indice_key!r} is not known: it must be that of a SparseConv or pooling layer that this "
+                f"tensor passed before; known keys: {keys}"
+            )
+        if known.geometry.kind == "submanifold":
+            raise ValueError(
+                f"indice_key {indice_key!r} stands for {known}; only a SparseConv or pooling layer can be inverted"
+            )
+        if known.geometry.kernel_size != tuple(kernel_size):
+            raise ValueError(
+                f"kernel_size must be that of the layer inverted: indice_key {indice_key!r} stands for {known}, "
+                f"this layer has kernel_size {list(kernel_size)}"
+            )
+        if not known.target.same_as(self.coordinates):
+            raise ValueError(
+                f"the map of indice_key {indice_key!r} leads to {known.target}, but this tensor has "
+                f"{self.coordinates}, or other cells"
+            )
+        return known
+
+    def with_key(self, indice_key: str | None, data: IndiceData) -> dict[str, IndiceData]:
+        """This tensor's keys and one more. A copy: branches of a network do not see each other's keys."""
+        if indice_key is None or indice_key in self.indice_dict:
+            return self.indice_dict
+        return {**self.indice_dict, indice_key: data}
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseConvTensor:
+        """The arguments of torch.Tensor.to, for the features; the indices follow to the device.
+
+        Maps and keys stay on their device: a tensor that moves has none.
+        """
+        features = self._features.to(*args, **kwargs)
+        coordinates = self.coordinates.to(features.device)
+        return SparseConvTensor.over(
+            coordinates, features, self.indice_dict if coordinates is self.coordinates else None
+        )
+
+    def cpu(self) -> SparseConvTensor:
+        """The same tensor in main memory."""
+        return self.to("cpu")
+
+    def cuda(self) -> SparseConvTensor:
+        """The same tensor on the current GPU."""
+        return self.to("cuda")
+
+    def minus(self) -> SparseConvTensor:
+        """The negative."""
+        return self.replace_feature(-self._features)
+
+    def __add__(self, other: SparseConvTensor | Tensor) -> SparseConvTensor:
+        """Sum of features [N, C] of tensors with the same coordinates; `sparse_add` takes different ones."""
+        if isinstance(other, SparseConvTensor):
+            check_same_coordinates(self, other)
+            return self.replace_feature(self._features + other._features)
+        if isinstance(other, Tensor):
+            return self.replace_feature(self._features + other)
+        return NotImplemented
+
+    __radd__ = __add__
+
+    def __repr__(self) -> str:
+        x = self._features
+        return (
+            f"SparseConvTensor(features={describe(x)}, spatial_shape={self.spatial_shape}, "
+            f"batch_size={self.batch_size}, device={x.device})"
+        )
+
+
+def check_same_coordinates(a: SparseConvTensor, b: SparseConvTensor) -> None:
+    """Raise ValueError where two tensors do not have the same coordinates in the same order."""
+    if not a.coordinates.same_as(b.coordinates):
+        raise ValueError(
+            f"the tensors must have the same coordinates in the same order, got {a.coordinates} and {b.coordinates}"
+            f"{', but other cells' if str(a.coordinates) == str(b.coordinates) else ''}; sparse_add adds over the union"
+        )
+
+
+def check_algo(algo: Any, name: str) -> None:
+    """Raise ValueError for what is not one of spconv's algorithms (which cannot change a result)."""
+    if algo is not None and getattr(algo, "name", None) not in ConvAlgo.__members__:
+        raise ValueError(f"{name} must be None or one of {', '.join(map(str, ConvAlgo))}, got {algo!r}")
+
+
+def _equal_keys(cells: Coordinates) -> tuple[Tensor, Tensor]:
+    """(order [N], offsets [S + 1]): rows sorted by cell, and where each cell begins in that order."""
+    check_coords(cells.indices, cells.spatial_shape, cells.batch_size)
+    keys, order = torch.sort(cells.keys(), stable=True)
+    begins = torch.ones(len(keys) + 1, dtype=torch.bool, device=keys.device)
+    begins[1:-1] = keys[1:] != keys[:-1]
+    return order, begins.nonzero().squeeze(1)
