@@ -12,8 +12,8 @@ ROAD, SIDEWALK, BUILDING, VEHICLE, VEGETATION, POLE, PERSON = range(len(CLASSES)
 FRUSTUM, ELLIPSOID, CYLINDER = 0, 1, 2
 
 # How a ray interacts with a primitive; the three surface parameters a, b, c mean:
-SOLID = 0  # unused
+SOLID = 0  # a: share of patches so glossy that they mirror the beam away
 FOLIAGE = 1  # a: hits per metre, b: share of empty clumps, c: clump size in metres
 FACADE = 2  # a: window spacing in metres, b: storey height in metres, c: window share of the spacing
-GLASS = 3  # a: share of rays lost on the sides (the top is solid)
+GLASS = 3  # a: share of rays lost in the panes of the sides, b: spacing of the pillars in metres (the top is solid)
 FENCE = 4  # a: share of rays that pass

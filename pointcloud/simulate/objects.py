@@ -101,13 +101,14 @@ def add_vehicle(b: Builder, rng: np.random.Generator, size: tuple[str, float, fl
     name, length, width, height = size
     paint = float(rng.choice([0.08, 0.2, 0.35, 0.55, 0.8]))
     nose, tail = length / 2, -length / 2
-    glass = (float(rng.uniform(0.15, 0.6)), 0.0, 0.0)
+    glass = (float(rng.uniform(0.25, 0.97)), float(rng.uniform(0.8, 1.4)), 0.0)
+    gloss = (float(rng.uniform(0.1, 0.6)) if rng.random() < 0.4 else 0.0, 0.0, 0.0)
     wheel = 0.5 if name in ("truck", "bus") else 0.34
     for x in (nose - 0.19 * length, tail + 0.19 * length):
         b.box(x - wheel, x + wheel, width - 0.06, 0.0, 2 * wheel * 0.95, VEHICLE, 0.06, (0.12, 0.12, 0.0))
     floor = float(rng.uniform(0.18, 0.30))
     if name == "bus":
-        b.box(tail, nose, width, floor, 0.42 * height, VEHICLE, paint, (0.03, 0.03, 0.0))
+        b.box(tail, nose, width, floor, 0.42 * height, VEHICLE, paint, (0.03, 0.03, 0.0), SOLID, gloss)
         b.box(tail, nose, width, 0.42 * height, 0.8 * height, VEHICLE, paint, (0.1, 0.04, 0.02), GLASS, glass)
         b.box(tail + 0.05, nose - 0.12, width, 0.8 * height, height, VEHICLE, paint, (0.1, 0.05, 0.06))
         return
@@ -129,17 +130,17 @@ def add_vehicle(b: Builder, rng: np.random.Generator, size: tuple[str, float, fl
     if name == "van":
         belt = 0.55 * height
         hood = float(rng.uniform(0.35, 0.9))
-        b.box(tail, nose, width, floor, min(belt, 1.1), VEHICLE, paint, (0.12, 0.03, 0.03))
+        b.box(tail, nose, width, floor, min(belt, 1.1), VEHICLE, paint, (0.12, 0.03, 0.03), SOLID, gloss)
         b.box(tail, nose - hood, width, min(belt, 1.1), belt + 0.28 * height, VEHICLE, paint,
-              (0.25, 0.04, 0.06), GLASS, (glass[0] * 0.5, 0.0, 0.0))  # fmt: skip
+              (0.25, 0.04, 0.06), GLASS, (glass[0] * 0.7, glass[1], 0.0))  # fmt: skip
         b.box(tail + 0.04, nose - hood - 0.25, width - 0.1, belt + 0.28 * height, height, VEHICLE, paint,
               (0.25, 0.08, 0.12))  # fmt: skip
         return
     belt = float(rng.uniform(0.56, 0.63)) * height
     hood_height = belt - float(rng.uniform(0.02, 0.14))
     hood = float(rng.uniform(0.21, 0.28)) * length
-    b.box(nose - hood, nose, width, floor, hood_height, VEHICLE, paint, (0.18, 0.0, 0.06))
-    b.box(tail, nose - hood, width, floor, belt, VEHICLE, paint, (0.0, 0.10, 0.05))
+    b.box(nose - hood, nose, width, floor, hood_height, VEHICLE, paint, (0.18, 0.0, 0.06), SOLID, gloss)
+    b.box(tail, nose - hood, width, floor, belt, VEHICLE, paint, (0.0, 0.10, 0.05), SOLID, gloss)
     front, side = float(rng.uniform(0.45, 0.75)), float(rng.uniform(0.12, 0.2))
     if name == "sedan":
         rear, back = float(rng.uniform(0.4, 0.65)), tail + float(rng.uniform(0.35, 0.75))
@@ -270,7 +271,7 @@ def add_building(b: Builder, rng: np.random.Generator, length: float, depth: flo
     """A building whose front, length metres along x, is the line y = 0; it extends towards +y."""
     stone = float(rng.uniform(0.25, 0.65))
     windows = (float(rng.uniform(1.6, 4.0)), float(rng.uniform(2.8, 3.8)), float(rng.uniform(0.3, 0.75)))
-    surface = FACADE if rng.random() < 0.85 else SOLID
+    surface, parameters = (FACADE, windows) if rng.random() < 0.85 else (SOLID, (0.0, 0.0, 0.0))
     left = -length / 2
     pieces = 1 if house else int(rng.integers(1, 4))
     cuts = np.sort(rng.uniform(left + 0.2 * length, -left - 0.2 * length, pieces - 1))
@@ -281,7 +282,7 @@ def add_building(b: Builder, rng: np.random.Generator, length: float, depth: flo
         recess = 0.0 if rng.random() < 0.5 else float(rng.uniform(0.3, 2.5))
         tall = height * (1.0 if rng.random() < 0.6 else float(rng.uniform(0.6, 1.2)))
         middle = (recess + depth) / 2
-        b.box(x0, x1, depth - recess, -0.6, tall, BUILDING, stone, surface=surface, parameters=windows, y=middle)
+        b.box(x0, x1, depth - recess, -0.6, tall, BUILDING, stone, surface=surface, parameters=parameters, y=middle)
         if house:
             rise = float(rng.uniform(1.5, 3.2))
             along = rng.random() < 0.6

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from pointcloud.simulate.classes import ELLIPSOID, FACADE, FENCE, FOLIAGE, FRUSTUM, GLASS
+from pointcloud.simulate.classes import ELLIPSOID, FACADE, FENCE, FOLIAGE, FRUSTUM, GLASS, SOLID
 
 AZIMUTH_BINS = 1024
 COLUMNS = 18  # kind, centre xyz, half xyz, cos, sin, inset front/rear/side, surface, a, b, c, label, reflectivity
@@ -252,6 +252,20 @@ def _window(
 
 
 @njit(cache=True, nogil=True)
+def _mirrored(
+    p: np.ndarray, seed: int, ray: int, item: int, face: int, lx: float, ly: float, lz: float, cosine: float
+) -> bool:
+    """Whether a pane or a polished patch of a vehicle sends nothing back."""
+    along = ly + p[5] if face < 2 else lx + p[4]
+    if p[12] == GLASS:
+        level = 0.5 + 0.5 * lz / p[6]
+        pillar = abs(along / p[14] - math.floor(along / p[14]) - 0.5) > 0.44
+        return face < 4 and not pillar and 0.08 < level < 0.86 and _uniform(seed, ray, item, 7) < p[13]
+    patch = (math.floor(along / 1.2) & 0xFFFF) | ((math.floor((lz + p[6]) / 0.15) & 0xFFFF) << 16) | (face << 32)
+    return _uniform(seed, patch, item, 8) < p[13] * (1.3 - cosine) and _uniform(seed, ray, item, 9) < 0.9
+
+
+@njit(cache=True, nogil=True)
 def cast(
     directions: np.ndarray, oz: float, primitives: np.ndarray,
     starts: np.ndarray, items: np.ndarray, near: np.ndarray,
@@ -299,8 +313,10 @@ def cast(
                 continue
             if surface == FENCE and _uniform(seed, ray, item, 5) < p[13]:
                 continue
-            lost = surface == GLASS and face < 4 and _uniform(seed, ray, item, 7) < p[13]
             t = enter
+            lost = False
+            if surface == GLASS or (surface == SOLID and p[13] > 0.0):
+                lost = _mirrored(p, seed, ray, item, face, ox + lx * t, oy + ly * t, lz + dz * t, facing)
             if surface == FACADE:
                 extra = _window(p, seed, ray, item, face, ox + lx * t, oy + ly * t, lz + dz * t, facing)
                 if extra < 0:
