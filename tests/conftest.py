@@ -30,6 +30,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def kernel_device() -> str:
     """The device on which gpu.py launchers run in this process: cpu in the interpreter, else cuda, else it skips."""
+    pytest.importorskip("triton")
     if INTERPRETED:
         return "cpu"
     if DEVICES:

@@ -8,7 +8,8 @@ from torch import Tensor
 BLOCK = 1024  # rows of a program: 8 flags for each of the 128 threads
 
 
-def compact(mask: Tensor) -> Tensor:
+def compact(mask: Tensor, out: Tensor | None = None) -> Tensor:
+    """`out`, where given, has as many rows as the mask has true entries."""
     mask = mask.contiguous()
     n = mask.shape[0]
     n_blocks = triton.cdiv(n, BLOCK)
@@ -16,7 +17,8 @@ def compact(mask: Tensor) -> Tensor:
     if n > 0:
         count_kernel[(n_blocks,)](starts[1:], mask, n, BLOCK=BLOCK)
         starts = torch.cumsum(starts, 0)
-    out = torch.empty(int(starts[-1]), dtype=torch.int32, device=mask.device)
+    if out is None:
+        out = torch.empty(int(starts[-1]), dtype=torch.int32, device=mask.device)
     if out.shape[0] > 0:
         write_kernel[(n_blocks,)](out, starts, mask, n, BLOCK=BLOCK)
     return out

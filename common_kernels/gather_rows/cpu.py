@@ -17,9 +17,13 @@ def gather_rows(src: Tensor, index: Tensor) -> Tensor:
     rows = as_rows(src)
     out = torch.empty(index.shape[0], *src.shape[1:], dtype=src.dtype)
     row_bytes = rows.shape[1] * rows.element_size()
+    if row_bytes == 0:
+        _check_inside(index, src.shape[0])
+        return out
     # Rows are moved as words of one of four sizes, whatever their dtype: few kernels to compile, and any dtype works.
-    offset_bytes = int(rows.storage_offset()) * rows.element_size()
-    word = next(dtype for dtype in _WORDS if (row_bytes | offset_bytes) % dtype.itemsize == 0)
+    # The stride counts as well: that of a single row may be anything.
+    alignment = row_bytes | (int(rows.storage_offset()) | rows.stride(0)) * rows.element_size()
+    word = next(dtype for dtype in _WORDS if alignment % dtype.itemsize == 0)
     outside = np.zeros(1, dtype=np.bool_)
     parallel_for(
         _gather,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common_kernels._checks import check_device, check_index, check_rows, wide
+from common_kernels.gather_rows import gather_rows
 from common_kernels.segment_reduce import reference
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -76,10 +77,10 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
         # In at least fp32: fp16 cannot hold the number of rows of a long segment.
         divisor = counts.clamp(min=1).to(wide(grad.dtype)).view(-1, *[1] * (grad.ndim - 1))
         grad = (grad / divisor).to(grad.dtype)
-    grad_src = torch.ops.trisparse.gather_rows(grad, segment)
+    grad_src = gather_rows(grad, segment)
     if ctx.reduce == "max":
         src, out = saved
-        grad_src = torch.where(_first_maximum(src, torch.ops.trisparse.gather_rows(out, segment), offsets), grad_src, 0)
+        grad_src = torch.where(_first_maximum(src, gather_rows(out, segment), offsets), grad_src, 0)
     return grad_src, None, None
 
 

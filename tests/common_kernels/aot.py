@@ -68,7 +68,7 @@ def compile_kernel(
     together they must cover the kernel's arguments. Pointers count as 16-byte aligned, as torch allocates them, unless
     named in `unaligned`. `options` are launch options: num_warps, num_stages, enable_fp_fusion.
     """
-    import triton
+    triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
