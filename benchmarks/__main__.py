@@ -1,0 +1,88 @@
+"""`python -m benchmarks pointcloud`: ours beside the peers, in turn, on real clouds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import harness, results, workloads
+from benchmarks.cases import CASES
+from benchmarks.machine import conditions, device_name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the arguments ask for; 1 where a result was wrong or a competitor failed."""
+    options = _parser().parse_args(argv)
+    path = results.path_for(device_name(options.device))
+    if options.markdown:
+        print(results.markdown(results.read(path)))
+        return 0
+    rounds = 2 if options.quick else options.rounds
+    settings = harness.Settings(options.device, options.dtype, options.threads, rounds)
+    where = conditions(options.device)
+    print(f"{where.device}; {where.cpu}; {where.versions}; commit {where.commit}; {rounds} rounds", flush=True)
+    rows: list[results.Row] = []
+    for name in options.workload or (["nuscenes"] if options.quick else list(workloads.WORKLOADS)):
+        try:
+            work = workloads.load(name)
+        except workloads.Unavailable as missing:
+            print(f"{name}: skipped, {missing}", flush=True)
+            continue
+        print(f"\n{work.name}: {work.n_rows} voxels in {' x '.join(map(str, work.shape))}", flush=True)
+        for case in options.case or CASES:
+            found: list[results.Row] = []
+            for trial in CASES[case](work, settings):
+                found += harness.run(trial, settings, where)
+                print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
+            print(f"\n{case}, {work.name}\n{results.table(found)}", flush=True)
+            rows += found
+            if not options.quick:
+                results.merge(path, found)
+    if not options.quick and rows:
+        print(f"\nwritten to {path}")
+    return int(any(row.status == "wrong" or row.status.startswith("failed") for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("domain", choices=["pointcloud"])
+    parser.add_argument("--case", type=_names(CASES), help=f"of {', '.join(CASES)}, separated by commas; default all")
+    parser.add_argument(
+        "--workload", type=_names(workloads.WORKLOADS), help=f"of {', '.join(workloads.WORKLOADS)}; default all"
+    )
+    parser.add_argument("--dtype", type=_names(harness.DTYPES), default=("fp32", "bf16"), help="default fp32,bf16")
+    parser.add_argument("--threads", type=_counts, default=(1, 2), help="of torch and ours; default 1,2")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each competitor, taken in turn; default 7")
+    parser.add_argument("--quick", action="store_true", help="2 rounds on the smallest workload, no CSV")
+    parser.add_argument("--markdown", action="store_true", help="print this device's CSV as a table for a README")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default, help=f"default {default} here")
+    return parser
+
+
+def _names(known: object) -> type:
+    """An argparse type: names of `known`, separated by commas."""
+    allowed = list(known)  # type: ignore[call-overload]
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"must be of {', '.join(allowed)}, got {name!r}")
+        return names
+
+    return parse  # type: ignore[return-value]
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return counts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

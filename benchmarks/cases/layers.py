@@ -1,0 +1,64 @@
+"""Submanifold k3 layers with their map at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.cases import common
+from benchmarks.cases.common import OURS, SPCONVS, TORCH, entrants
+from benchmarks.harness import Competitor, Settings, Trial
+from benchmarks.workloads import Workload
+
+CHANNELS = ((4, 32), (16, 16), (32, 32), (64, 64), (96, 96), (128, 128))
+GPU_CHANNELS = (*CHANNELS, (256, 256))
+
+
+def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
+    """One trial per pair of channel counts."""
+    coords = work.coords.to(settings.device)
+    pairs = peers.torch_submanifold(coords, work.shape)
+    for cin, cout in GPU_CHANNELS if settings.device == "cuda" else CHANNELS:
+        weight = common.weights(cout, 3, cin, settings, "fp32").double()
+        x = common.features(work.n_rows, cin, settings, "fp32").double()
+        yield Trial(
+            case="layers",
+            workload=work.name,
+            shape=f"submanifold k3, {cin} to {cout}",
+            reference=lambda x=x, weight=weight: [peers.torch_convolve(x, pairs, weight)],  # type: ignore[misc]
+            competitors=[
+                Competitor(
+                    name,
+                    dtype,
+                    threads,
+                    lambda n=name, d=dtype, i=cin, o=cout: _build(n, d, i, o, pairs, work, settings),  # type: ignore[misc]
+                    lambda out: [out],
+                    common.LAYER_TOLERANCE[dtype],
+                )
+                for name, dtype, threads in entrants(settings)
+            ],
+            # The library multiplies as many rows, spread evenly over the taps.
+            products=[(pairs.count // 27, cin, cout)] * 27,
+            values=work.n_rows * (cin + cout) + 27 * cin * cout,
+            index_bytes=4 * pairs.count,
+        )
+
+
+def _build(
+    name: str, dtype: str, cin: int, cout: int, pairs: peers.Pairs, work: Workload, settings: Settings
+) -> Callable[[], Tensor]:
+    x = common.features(work.n_rows, cin, settings, dtype)
+    weight = common.weights(cout, 3, cin, settings, dtype)
+    if name == TORCH:
+        return common.inference(lambda: peers.torch_convolve(x, pairs, weight))
+    if name == OURS:
+        import pointcloud as module
+    else:
+        module = peers.spconv(SPCONVS[name])
+    layer = module.SubMConv3d(cin, cout, 3, bias=False, indice_key="map").to(x.device, x.dtype).eval()
+    layer.weight.data.copy_(weight)
+    tensor: Any = peers.tensor_of(module, work, x)
+    return common.inference(lambda: layer(tensor).features)

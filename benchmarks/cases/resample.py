@@ -1,0 +1,86 @@
+"""The halving convolution k2 s2 and its inverse, with their map at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.cases import common
+from benchmarks.cases.common import OURS, SPCONVS, TORCH, entrants
+from benchmarks.harness import Competitor, Settings, Trial
+from benchmarks.workloads import Workload
+
+CHANNELS = ((32, 32), (64, 64), (128, 128))
+
+
+def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
+    """Down and up for each channel count. Down is compared by coordinates: libraries number new rows as they like."""
+    coords = work.coords.to(settings.device)
+    down = peers.torch_strided(coords, work.shape, 2, 2, 0)
+    up = down.turned(coords, work.shape)
+    for cin, cout in CHANNELS:
+        for direction, pairs in (("down", down), ("up", up)):
+            rows = down.coords.shape[0] if direction == "up" else work.n_rows
+            x = common.features(rows, cin, settings, "fp32").double()
+            weight = common.weights(cout, 2, cin, settings, "fp32").double()
+            yield Trial(
+                case="resample",
+                workload=work.name,
+                shape=f"k2 s2 {direction}, {cin} to {cout}",
+                reference=lambda x=x, w=weight, p=pairs: [  # type: ignore[misc]
+                    peers.by_coordinates(p.coords, peers.torch_convolve(x, p, w))
+                ],
+                competitors=[
+                    Competitor(
+                        name,
+                        dtype,
+                        threads,
+                        lambda n=name, d=dtype, i=cin, o=cout, w=direction: _build(n, d, i, o, w, down, work, settings),  # type: ignore[misc]
+                        lambda out: [peers.by_coordinates(*out)],
+                        common.LAYER_TOLERANCE[dtype],
+                    )
+                    for name, dtype, threads in entrants(settings)
+                ],
+                products=[(source.numel(), cin, cout) for source, _ in pairs.taps],
+                values=rows * cin + pairs.coords.shape[0] * cout + 8 * cin * cout,
+                index_bytes=4 * pairs.count,
+            )
+
+
+def _build(
+    name: str, dtype: str, cin: int, cout: int, direction: str, down: peers.Pairs, work: Workload, settings: Settings
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    coarse = direction == "up"
+    x = common.features(down.coords.shape[0] if coarse else work.n_rows, cin, settings, dtype)
+    weight = common.weights(cout, 2, cin, settings, dtype)
+    coords = work.coords.to(settings.device)
+    if name == TORCH:
+        pairs = down.turned(coords, work.shape) if coarse else down
+        return common.inference(lambda: (pairs.coords, peers.torch_convolve(x, pairs, weight)))
+    if name == OURS:
+        import pointcloud as module
+    else:
+        module = peers.spconv(SPCONVS[name])
+    fine = common.features(work.n_rows, cin, settings, dtype)
+    halve = module.SparseConv3d(cin, cout, 2, 2, bias=False, indice_key="down").to(x.device, x.dtype).eval()
+    tensor: Any = peers.tensor_of(module, work, fine)
+    if not coarse:
+        halve.weight.data.copy_(weight)
+        tensor = tensor.replace_feature(x)
+        return common.inference(lambda: _rows(halve(tensor)))
+    inverse = module.SparseInverseConv3d(cin, cout, 2, indice_key="down", bias=False).to(x.device, x.dtype).eval()
+    inverse.weight.data.copy_(weight)
+    small = common.inference(lambda: halve(tensor))()
+    # x is numbered as `down` numbers its rows, which is sorted; the library's rows may be in another order.
+    order = peers.row_order(small.indices)
+    rows = x.new_empty(x.shape)
+    rows[order] = x
+    small = small.replace_feature(rows)
+    return common.inference(lambda: _rows(inverse(small)))
+
+
+def _rows(tensor: Any) -> tuple[Tensor, Tensor]:
+    return tensor.indices, tensor.features

@@ -1,0 +1,163 @@
+"""Measured rows: a long-form CSV in which a re-run replaces only its own rows, and the tables made from it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+
+from benchmarks.machine import slug
+
+FOLDER = Path(__file__).resolve().parent / "results"
+KEY = ("device", "case", "workload", "shape", "competitor", "dtype", "threads")
+# Speed-ups are against the first of these that has a right result: (competitor, dtype, threads).
+BASELINES = (("spconv", "fp32", 1), ("spconv", "fp16", 1), ("plain torch", "fp32", 1), ("plain torch", "fp16", 1))
+
+
+@dataclass
+class Row:
+    """One competitor on one trial. Times are medians over rounds; `status` is ok, wrong, skipped: ... or failed: ..."""
+
+    case: str
+    workload: str
+    shape: str
+    competitor: str
+    dtype: str
+    threads: int
+    status: str = ""
+    error: float | None = None
+    wall_ms: float | None = None
+    wall_p20_ms: float | None = None
+    wall_p80_ms: float | None = None
+    cpu_ms: float | None = None
+    peak_mib: float | None = None
+    gflop: float | None = None
+    gflop_per_s: float | None = None
+    gb_per_s: float | None = None
+    gemm_share: float | None = None
+    copy_share: float | None = None
+    rounds: int = 0
+    device: str = ""
+    cpu: str = ""
+    versions: str = ""
+    commit: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        self.date = self.date or date.today().isoformat()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in KEY)
+
+
+def path_for(device_name: str, domain: str = "pointcloud") -> Path:
+    """The CSV of a device, named by it."""
+    return FOLDER / slug(device_name) / f"{domain}.csv"
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV; none where there is no file."""
+    if not path.is_file():
+        return []
+    kinds = typing.get_type_hints(Row)
+    with path.open(newline="") as file:
+        return [Row(**{name: _parse(text, kinds[name]) for name, text in line.items()}) for line in csv.DictReader(file)]
+
+
+def merge(path: Path, rows: Iterable[Row]) -> None:
+    """Write `rows` into the CSV in place of those with the same key, the others untouched; atomically."""
+    kept = {row.key: row for row in read(path)}
+    kept.update({row.key: row for row in rows})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(kept.values(), key=lambda row: tuple(map(str, row.key))):
+            writer.writerow({name: _format(value) for name, value in asdict(row).items()})
+    os.replace(partial, path)
+
+
+def speedup(row: Row, group: Sequence[Row]) -> tuple[float, str] | None:
+    """(factor, baseline) of a row within the rows of its trial; None for a baseline, a limit or a wrong result."""
+    if row.status != "ok" or row.wall_ms is None or "limit" in row.competitor:
+        return None
+    for baseline in BASELINES:
+        for other in group:
+            if (other.competitor, other.dtype, other.threads) == baseline and other.status == "ok" and other.wall_ms:
+                return None if other is row else (other.wall_ms / row.wall_ms, other.competitor)
+    return None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned text, one line per row, grouped by trial."""
+    head = ["shape", "competitor", "dtype", "thr", "wall ms", "p20-p80", "CPU ms", "MiB", "GFLOP/s", "of mm", "of copy"]
+    lines: list[list[str]] = [[*head, "speed-up", "error"]]
+    for group in _trials(rows):
+        for row in group:
+            line = [row.shape, row.competitor, row.dtype, str(row.threads)]
+            if row.status != "ok":
+                lines.append([*line, row.status.upper() if row.status == "wrong" else row.status, *[""] * 7, _number(row.error)])
+                continue
+            times = speedup(row, group)
+            line += [_number(row.wall_ms), f"{_number(row.wall_p20_ms)}-{_number(row.wall_p80_ms)}", _number(row.cpu_ms)]
+            line += [_number(row.peak_mib), _number(row.gflop_per_s), _percent(row.gemm_share), _percent(row.copy_share)]
+            lines.append([*line, f"{times[0]:.2f} x {times[1]}" if times else "", _number(row.error)])
+    widths = [max(len(line[i]) for line in lines if len(line[4]) < 12 or i != 4) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def markdown(rows: Sequence[Row], threads: int = 1) -> str:
+    """One line per trial for a README: milliseconds of each competitor, ours with its speed-up, at `threads`."""
+    shown = [row for row in rows if "limit" not in row.competitor and (row.threads == threads or row.competitor == "spconv")]
+    columns = list(dict.fromkeys((row.competitor, row.dtype) for row in shown if row.status == "ok"))
+    columns.sort(key=lambda c: (("spconv", "plain torch").index(c[0]) if c[0] in ("spconv", "plain torch") else 2, c))
+    lines = ["| workload | case | " + " | ".join(f"{name} {dtype}, ms" for name, dtype in columns) + " |"]
+    lines.append("|---|---|" + "---:|" * len(columns))
+    for group in _trials(shown):
+        cells = []
+        for column in columns:
+            row = next((row for row in group if (row.competitor, row.dtype) == column), None)
+            if row is None or row.status != "ok":
+                cells.append("wrong" if row is not None and row.status == "wrong" else "")
+                continue
+            times = speedup(row, group) if row.competitor == "trisparse" else None
+            cells.append(_number(row.wall_ms) + (f" ({times[0]:.1f}×)" if times else ""))
+        lines.append(f"| {group[0].workload} | {group[0].shape} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _trials(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.device, row.case, row.workload, row.shape), []).append(row)
+    return list(groups.values())
+
+
+def _parse(text: str, kind: object) -> object:
+    if kind is int:
+        return int(text)
+    if kind is str:
+        return text
+    return float(text) if text else None
+
+
+def _format(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    return f"{value:.1e}" if abs(value) < 1e-2 or value == float("inf") else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
