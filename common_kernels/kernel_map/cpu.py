@@ -19,7 +19,6 @@ from common_kernels.kernel_map import reference
 from common_kernels.threads import parallel_for
 
 _END = np.iinfo(np.int64).max  # above every key: a pointer stops here without a test for the end of the list
-_AXES = 4  # compiled loops run over four axes; a grid of fewer has trivial ones
 _GRAIN = 4096  # rows: below this a walk is over before another thread has woken up
 _BLOCK = 1 << 15  # rows, and
 _CANDIDATES = 1 << 18  # candidates, that are sorted together, in the cache
@@ -61,11 +60,11 @@ def kernel_map(
         table = torch.empty(n_taps, len(rows), dtype=torch.int32)
         _fill_table(keys[: len(rows)], keys, steps, width, order, order, table)
         return coords[:0].clone(), table
-    geometry = _geometry(kind, out_shape, kernel, stride, padding, dilation, coarse_weights, weights)
-    out_keys = _reached(rows, order, geometry, kind == "strided", width)
+    out_weights = coarse_weights if kind == "strided" else weights
+    geometry = _geometry(kind, out_shape, kernel, stride, padding, dilation, out_weights)
+    out_keys = _reached(rows, order, geometry, kind == "strided", math.prod(kernel), width)
     n_out = len(out_keys) - width
     out_coords = torch.empty(n_out, coords.shape[1], dtype=coords.dtype)
-    out_weights = weights if kind == "transposed" else coarse_weights
     parallel_for(_unravel, n_out, _GRAIN, out_keys, out_weights, out_coords.numpy())
     if kind == "strided":
         table = torch.empty(n_taps, n_out, dtype=torch.int32)
@@ -106,9 +105,7 @@ def _weights(extents: Sequence[int]) -> Keys:
     return np.array([math.prod(extents[axis:]) for axis in range(len(extents) + 1)], np.int64)
 
 
-def _steps(
-    kernel: Sequence[int], offset: Sequence[int], dilation: Sequence[int], weights: Keys
-) -> tuple[Keys, int]:
+def _steps(kernel: Sequence[int], offset: Sequence[int], dilation: Sequence[int], weights: Keys) -> tuple[Keys, int]:
     """What the first tap of each walk adds to a key, and the number of taps that share a walk."""
     width = kernel[-1] if dilation[-1] == 1 else 1
     ranges = [range(k) for k in kernel[:-1]] + [range(0, kernel[-1], width)]
@@ -160,32 +157,19 @@ def _geometry(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    coarse_weights: Keys,
-    weights: Keys,
+    out_weights: Keys,
 ) -> NDArray[np.int64]:
-    """[7, 1 + 4]: for batch and each axis extent, kernel, stride, padding, dilation, weight of an output, candidates."""
-    spread = [(k - 1) * d for k, d in zip(kernel, dilation)]
-    if kind == "strided":
-        most = [min(k, reach // s + 1) for k, reach, s in zip(kernel, spread, stride)]
-    else:
-        most = list(kernel)
-    out_weights = coarse_weights if kind == "strided" else weights
-    trivial = _AXES - len(kernel)
-    lines = [
-        [0] + [1] * trivial + list(out_shape),
-        [0] + [1] * trivial + list(kernel),
-        [0] + [1] * trivial + list(stride),
-        [0] + [0] * trivial + list(padding),
-        [0] + [1] * trivial + list(dilation),
-        [out_weights[0]] + [0] * trivial + list(out_weights[1:]),
-        [0] + [1] * trivial + most,
-    ]
-    return np.array(lines, np.int64)
+    """[7, 1 + D]: what `_candidates` knows of the batch (weight only) and of each axis."""
+    reach = [(k - 1) * d for k, d in zip(kernel, dilation)]
+    # Distance between outputs that one input reaches: every one of them must be a whole number of taps away.
+    every = [d // math.gcd(s, d) for s, d in zip(stride, dilation)] if kind == "strided" else list(dilation)
+    lines = [out_shape, stride, padding, dilation, reach, every]
+    return np.array([[0, *line] for line in lines] + [out_weights.tolist()], np.int64)
 
 
-def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: bool, width: int) -> Keys:
+def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: bool, most: int, width: int) -> Keys:
     """The keys of all cells of the output grid that some input reaches, ascending, followed by `width` ends."""
-    n, most = len(rows), math.prod(geometry[6, 1:].tolist())
+    n = len(rows)
     block = max(1, min(_BLOCK, _CANDIDATES // most))
     parts: list[Keys] = [np.empty(0, np.int64)] * -(-n // block)
 
@@ -376,59 +360,58 @@ def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end)
                 target += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _candidates(rows, order, geometry, strided, out, begin, end):  # type: ignore[no-untyped-def]
     """Keys of the output cells that rows [begin, end) reach, some of them several times; their number."""
-    extent, kernel, stride, padding, dilation, weights, _ = geometry
-    n_axes = rows.shape[1] - 1
-    first = np.zeros(5, np.int64)
-    last = np.zeros(5, np.int64)
-    place = np.zeros(5, np.int64)
-    before = np.full(5, -1, np.int64)  # coordinates of the last row, by axis
+    extent, stride, padding, dilation, reach, every, weights = geometry
+    spans, spare = reach // np.maximum(stride, 1), reach % np.maximum(stride, 1)
+    n_axes = rows.shape[1]
+    before = np.full(n_axes, -1, np.int64)
     before_first = before_last = np.int64(0)
-    every = np.ones(5, np.int64) if strided else dilation
-    a, b, c, d = 1, 2, 3, 4
     n = 0
     for i in range(begin, end):
         row = order[i] if len(order) > 0 else np.int32(i)
-        batch = np.int64(rows[row, 0])
-        same_line = before[0] == batch
-        before[0] = batch
-        for axis in range(5 - n_axes, 5):
-            x = np.int64(rows[row, axis - 4 + n_axes])
-            if axis < 4:
-                same_line &= before[axis] == x
-                before[axis] = x
-            reach = (kernel[axis] - 1) * dilation[axis]
+        x = np.int64(rows[row, 0])
+        same_line = before[0] == x
+        before[0] = x
+        out[n] = x * weights[0]
+        found = 1  # cells known up to this axis: the next one multiplies them
+        for axis in range(1, n_axes):
+            x = np.int64(rows[row, axis])
             if strided:
-                place[axis] = x + padding[axis]
-                last[axis] = min(place[axis] // stride[axis], extent[axis] - 1)
-                first[axis] = max(-((reach - place[axis]) // stride[axis]), 0)
+                x += padding[axis]
+                last = np.int64(np.float64(x) / stride[axis])  # exact: x is far below 2**53
+                beyond = x - last * stride[axis] > spare[axis]
+                first = max(last - spans[axis] + beyond, 0)
+                last = min(last, extent[axis] - 1)
+                if dilation[axis] > 1:
+                    while first <= last and (x - first * stride[axis]) % dilation[axis] != 0:
+                        first += 1
             else:
-                low = x * stride[axis] - padding[axis]
-                last[axis] = min(low + reach, extent[axis] - 1)
-                first[axis] = low if low >= 0 else low + (dilation[axis] - 1 - low) // dilation[axis] * dilation[axis]
-        low = first[d]
-        if same_line and dilation[d] == 1 and low >= before_first:
-            low = max(low, before_last + 1)  # what the row before has reached in the same lines is there already
-        before_first, before_last = first[d], last[d]
-        for xa in range(first[a], last[a] + 1, every[a]):
-            if strided and (place[a] - xa * stride[a]) % dilation[a] != 0:
-                continue
-            key_a = batch * weights[0] + xa * weights[a]
-            for xb in range(first[b], last[b] + 1, every[b]):
-                if strided and (place[b] - xb * stride[b]) % dilation[b] != 0:
-                    continue
-                key_b = key_a + xb * weights[b]
-                for xc in range(first[c], last[c] + 1, every[c]):
-                    if strided and (place[c] - xc * stride[c]) % dilation[c] != 0:
-                        continue
-                    key_c = key_b + xc * weights[c]
-                    for xd in range(low, last[d] + 1, every[d]):
-                        if strided and (place[d] - xd * stride[d]) % dilation[d] != 0:
-                            continue
-                        out[n] = key_c + xd * weights[d]
-                        n += 1
+                first = x * stride[axis] - padding[axis]
+                last = min(first + reach[axis], extent[axis] - 1)
+                if first < 0:
+                    first += (dilation[axis] - 1 - first) // dilation[axis] * dilation[axis]
+            step = every[axis]
+            if axis < n_axes - 1:
+                same_line &= before[axis] == rows[row, axis]
+                before[axis] = rows[row, axis]
+            else:
+                low = first
+                if same_line and step == 1 and first >= before_first:
+                    first = max(first, before_last + 1)  # the row before has reached these in the same lines
+                before_first, before_last = low, last
+            count = np.int64(0)
+            for y in range(first + step, last + 1, step):
+                count += 1
+                for cell in range(found):
+                    out[n + count * found + cell] = out[n + cell] + y * weights[axis]
+            if first <= last:
+                count += 1
+                for cell in range(found):
+                    out[n + cell] += first * weights[axis]
+            found *= count
+        n += found
     return n
 
 
@@ -445,15 +428,24 @@ def _unique(keys):  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _unravel(keys, weights, rows, begin, end):  # type: ignore[no-untyped-def]
     n_axes = rows.shape[1]
-    for i in range(begin, end):
-        rest = keys[i]
-        for axis in range(n_axes):
-            x = rest // weights[axis]
-            rest -= x * weights[axis]
-            rows[i, axis] = x
+    rest = keys[begin:end].copy()
+    exact = keys[end - 1] < 2**53
+    for axis in range(n_axes):
+        weight = weights[axis]
+        out = rows[begin:end, axis]
+        if exact:  # float64 divides several keys at once
+            for i in range(len(rest)):
+                x = np.int64(np.float64(rest[i]) / np.float64(weight))
+                rest[i] -= x * weight
+                out[i] = x
+        else:
+            for i in range(len(rest)):
+                x = rest[i] // weight
+                rest[i] -= x * weight
+                out[i] = x
 
 
 @njit(nogil=True, cache=True)
