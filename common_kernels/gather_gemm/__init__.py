@@ -98,6 +98,13 @@ def _(x, weight, bias, residual, activation, table, schedule, *_):
     return cpu.gather_gemm(x, weight, bias, residual, activation, table, schedule)
 
 
+@_gather_gemm.register_kernel("cuda")
+def _(x, weight, bias, residual, activation, table, schedule, *_):
+    from common_kernels.gather_gemm import gpu
+
+    return gpu.gather_gemm(x, weight, bias, residual, activation, table, schedule)
+
+
 @_gather_gemm.register_fake
 def _(x, weight, bias, residual, activation, table, *_):
     return x.new_empty(table.shape[1], weight.shape[2])
@@ -121,6 +128,13 @@ def _(x, grad, table, schedule, *_):
     from common_kernels.gather_gemm import cpu_weight_grad
 
     return cpu_weight_grad.weight_grad(x, grad, table, schedule)
+
+
+@_weight_grad.register_kernel("cuda")
+def _(x, grad, table, schedule, *_):
+    from common_kernels.gather_gemm import gpu
+
+    return gpu.weight_grad(x, grad, table, schedule)
 
 
 @_weight_grad.register_fake

@@ -53,7 +53,7 @@ class KernelMap:
 
         CPU: `source [P]`, `slot [P]`, `offsets [tiles * K + 1]`: for tile t and tap k the pairs
         `offsets[t * K + k] : offsets[t * K + k + 1]`, as input row and as row within the tile.
-        GPU: see `common_kernels/kernel_map/gpu.py`.
+        GPU: see `Schedule` in `common_kernels/kernel_map/gpu_schedule.py`.
         """
         return torch.ops.trisparse.map_schedule(self.table)
 
@@ -252,8 +252,19 @@ def _(table):
     return cpu_schedule.map_schedule(table)
 
 
+@_map_schedule.register_kernel("cuda")
+def _(table):
+    from common_kernels.kernel_map import gpu_schedule
+
+    return gpu_schedule.map_schedule(table)
+
+
 @_map_schedule.register_fake
 def _(table):
+    if table.device.type == "cuda":
+        from common_kernels.kernel_map import gpu_schedule
+
+        return gpu_schedule.fake_map_schedule(table)
     if table.device.type != "cpu":
         return []
     from common_kernels.kernel_map.cpu_schedule import TILE
