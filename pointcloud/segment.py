@@ -1,0 +1,119 @@
+"""From a cloud to a label per point: voxels in, a network over them, labels back to the points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from common_kernels.gather_rows import gather_rows
+from pointcloud.points import PointCloud
+from pointcloud.tensor import SparseConvTensor
+from pointcloud.voxelize import voxelize
+
+N_FEATURES = 5
+# Metres that bring heights and ranges to the order of one.
+HEIGHT_SCALE, RANGE_SCALE = 2.0, 30.0
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Labels of a cloud, and what they cost.
+
+    Attributes:
+        labels: [N] int64, index into class_names, -1 for points that were left out.
+        class_names: the classes.
+        voxels: number of occupied voxels.
+        seconds: wall time of each stage, in order.
+    """
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    voxels: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Number of points of each class that occurs, "unlabelled" included."""
+        counts = torch.bincount(self.labels + 1, minlength=len(self.class_names) + 1).tolist()
+        return {name: n for name, n in zip((*self.class_names, "unlabelled"), counts[1:] + counts[:1]) if n}
+
+
+def sweep_voxels(
+    xyz: Tensor, voxel_size: float, batch_index: Tensor | None = None, batch_size: int | None = None
+) -> tuple[SparseConvTensor, Tensor]:
+    """Voxels of LiDAR sweeps with the features that the networks of `pointcloud.training` read.
+
+    Features [M, 5]: mean height and mean horizontal range of the voxel's points in the sensor's frame (in units of
+    2 m and 30 m), and their mean offset from the voxel's centre in voxels. Nothing depends on the sensor's intensity
+    scale or on the direction of travel.
+
+    Args:
+        xyz: float32 [N, 3], metres, sensor at the origin, z up.
+        voxel_size: metres.
+        batch_index: [N], the sweep of each point.
+
+    Returns:
+        The voxels, and point_to_voxel [N].
+    """
+    voxels, point_to_voxel = voxelize(xyz, voxel_size, batch_index=batch_index, batch_size=batch_size)
+    mean = voxels.features
+    centre = voxels.coordinates.voxel_grid.centers(voxels.indices[:, 1:]).to(mean.dtype)
+    features = torch.cat(
+        [mean[:, 2:] / HEIGHT_SCALE, mean[:, :2].norm(dim=1, keepdim=True) / RANGE_SCALE, (mean - centre) / voxel_size], 1
+    )
+    return voxels.replace_feature(features), point_to_voxel
+
+
+class Segmenter:
+    """Labels the points of LiDAR sweeps with a network over their voxels.
+
+    Args:
+        model: a network from SparseConvTensor to logits per voxel that reads the features of `sweep_voxels`, as
+            `load_pretrained` returns it; or that network after `accelerate`.
+        voxel_size: metres; by default the network's own.
+        class_names: by default the network's own.
+        min_range: points nearer to the sensor are left out: returns of the carrier's mount and beams without an echo,
+            which some sensors report at the origin.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        voxel_size: float | None = None,
+        class_names: tuple[str, ...] | None = None,
+        min_range: float = 1.2,
+    ) -> None:
+        card = getattr(model, "card", None)
+        if card is None and (voxel_size is None or class_names is None):
+            raise ValueError("voxel_size and class_names must be given for a model that load_pretrained did not return")
+        self.model = model
+        self.voxel_size = card.voxel_size if voxel_size is None else voxel_size
+        self.class_names = card.class_names if class_names is None else tuple(class_names)
+        self.min_range = min_range
+
+    @torch.inference_mode()
+    def __call__(self, cloud: PointCloud) -> Segmentation:
+        """Label every point of a cloud in the frame of its sensor, z up, metres."""
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "voxels"):
+            kept = (cloud.xyz.square().sum(1) >= self.min_range**2).nonzero().squeeze(1)
+            voxels, point_to_voxel = sweep_voxels(cloud.xyz[kept], self.voxel_size)
+        with _timed(seconds, "network"):
+            logits = self.model(voxels)
+        with _timed(seconds, "labels"):
+            labels = torch.full((len(cloud),), -1, dtype=torch.int64, device=cloud.device)
+            labels[kept] = gather_rows(logits.argmax(1), point_to_voxel)
+        return Segmentation(labels, self.class_names, len(voxels.features), seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[stage] = time.perf_counter() - start

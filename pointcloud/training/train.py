@@ -1,0 +1,138 @@
+"""The training loop and the held-out measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pointcloud.models import MinkUNet
+from pointcloud.pretrained import ModelCard, round_like_saved
+from pointcloud.segment import N_FEATURES, Segmenter, sweep_voxels
+from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
+from pointcloud.training.augment import augment
+from pointcloud.training.losses import lovasz_softmax
+from pointcloud.training.metrics import Confusion
+from pointcloud.training.recipe import Recipe
+
+
+def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
+    """A network trained by the recipe, in evaluation mode, and its card with the held-out results."""
+    torch.manual_seed(recipe.seed)
+    arguments = {
+        "in_channels": N_FEATURES,
+        "num_classes": len(CLASSES),
+        "width": recipe.width,
+        "depth": recipe.depth,
+    }
+    model = MinkUNet(**arguments)
+    simulated = _simulate(recipe, recipe.train_sweeps, 0)
+    sweeps = list(tqdm(simulated, "simulating", recipe.train_sweeps, disable=not progress))
+    weights = class_weights(sweeps)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
+    generator = np.random.default_rng([recipe.seed, 7])
+    bar = tqdm(total=recipe.steps, desc="training", disable=not progress)
+    model.train()
+    for step, batch in enumerate(_batches(sweeps, recipe, generator)):
+        xyz, labels, batch_index = batch
+        voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, batch_index, recipe.batch_size)
+        truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
+        logits = model(voxels)
+        loss = F.cross_entropy(logits, truth, weights) + lovasz_softmax(logits, truth)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        bar.update()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{(logits.argmax(1) == truth).float().mean():.3f}")
+    bar.close()
+    model.eval()
+    round_like_saved(model)
+    card = ModelCard(
+        description="A small demonstration network, trained on simulated street scenes only; no real sweep was seen.",
+        architecture="MinkUNet",
+        arguments=arguments,
+        class_names=CLASSES,
+        voxel_size=recipe.voxel_size,
+        recipe=asdict(recipe),
+        results=evaluate(model, recipe, progress),
+    )
+    return model, card
+
+
+def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[str, object]:
+    """IoU per class and mean, counted over all points of the held-out sweeps, in all and by sensor."""
+    segmenter = Segmenter(model, recipe.voxel_size, CLASSES)
+    total = Confusion(len(CLASSES))
+    by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
+    sweeps = _simulate(recipe, recipe.test_sweeps, recipe.first_test_seed)
+    for i, sweep in enumerate(tqdm(sweeps, "held-out sweeps", recipe.test_sweeps, disable=not progress)):
+        cloud = sweep.to_cloud()
+        prediction = segmenter(cloud).labels
+        for confusion in (total, by_sensor[recipe.sensors[i % len(recipe.sensors)]]):
+            confusion.add(cloud.labels, prediction)
+    return {
+        "mean_iou": round(total.mean_iou(), 4),
+        "iou": {name: round(float(value), 4) for name, value in zip(CLASSES, total.iou())},
+        "mean_iou_by_sensor": {sensor: round(c.mean_iou(), 4) for sensor, c in by_sensor.items()},
+        "sweeps": recipe.test_sweeps,
+    }
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Factor on the learning rate: a tenth of the steps of linear warm-up, then half a cosine to zero."""
+    warm_up = max(1, steps // 10)
+    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
+
+
+def class_weights(sweeps: list[Sweep]) -> Tensor:
+    """[C]: inverse square root of each class's share, mean 1 over the points."""
+    counts = np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0)
+    share = torch.from_numpy(np.maximum(counts, 1) / counts.sum())
+    weights = share**-0.5
+    return (weights / (weights * share).sum()).float()
+
+
+def voxel_labels(labels: Tensor, point_to_voxel: Tensor, n_voxels: int) -> Tensor:
+    """The most frequent label of each voxel's points, [M]; the lower label where two are as frequent."""
+    n = len(CLASSES)
+    counts = torch.bincount(point_to_voxel * n + labels, minlength=n_voxels * n)
+    return counts.view(n_voxels, n).argmax(1)
+
+
+def _simulate(recipe: Recipe, n: int, first_seed: int) -> Iterable[Sweep]:
+    """Sweeps in order; the ray caster releases the interpreter lock, so threads share the work."""
+
+    def one(i: int) -> Sweep:
+        n_sensors = len(recipe.sensors)
+        return simulate_sweep(first_seed + i, recipe.sensors[i % n_sensors], keep_ego=i // n_sensors % 2 == 1)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(one, range(n))
+
+
+def _batches(
+    sweeps: list[Sweep], recipe: Recipe, generator: np.random.Generator
+) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    """`recipe.steps` batches (xyz [N, 3], labels [N], batch index [N]), every sweep once before any comes again."""
+    order: list[int] = []
+    for _ in range(recipe.steps):
+        samples = []
+        for _ in range(recipe.batch_size):
+            if not order:
+                order = generator.permutation(len(sweeps)).tolist()
+            sweep = sweeps[order.pop()]
+            samples.append(augment(sweep.xyz, sweep.ring, sweep.labels, generator))
+        index = np.repeat(np.arange(len(samples)), [len(labels) for _, labels in samples])
+        xyz, labels = (np.concatenate(column) for column in zip(*samples))
+        yield torch.from_numpy(xyz), torch.from_numpy(labels), torch.from_numpy(index)
