@@ -1,11 +1,9 @@
 """Kernel maps on the CPU: two sorted lists walked once for each line of taps. No hash table, sequential memory.
 
-A cell's key is its ravelled coordinate in a grid with so much margin that a step to a neighbour never wraps into the
-next line. The queries of one tap are then the sorted output keys plus one constant, sorted as well, and two pointers
+The queries of one tap are the sorted output keys plus one constant (see geometry.py), sorted as well, and two pointers
 find all of them. Taps that differ only along the last axis lie in one window of consecutive keys and share a walk.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common_kernels.kernel_map import reference
+from common_kernels.kernel_map.geometry import key_geometry
 from common_kernels.threads import parallel_for
 
 _END = np.iinfo(np.int64).max  # above every key: a pointer stops here without a test for the end of the list
@@ -40,40 +39,33 @@ def kernel_map(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.kernel_map`, bit for bit."""
-    n_taps = math.prod(kernel)
-    if kind == "submanifold":
-        offset = [k // 2 * d for k, d in zip(kernel, dilation)]
-    else:
-        offset = list(padding)
-    coarse, fine = (out_shape, shape) if kind == "strided" else (shape, out_shape)
-    extents = _padded(coarse, fine, kernel, stride, offset, dilation)
-    if math.prod(extents) * batch_size >= 2**63:
+    geometry = key_geometry(shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+    if geometry is None:
         return reference.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
-    weights = _weights(extents)
-    coarse_weights = weights * np.array([1, *stride], np.int64)
-    steps, width = _steps(kernel, offset, dilation, weights)
-
+    n_taps, width = math.prod(kernel), geometry.width
+    steps = np.array(geometry.steps, np.int64)
     rows = coords.contiguous().numpy()
-    in_weights = coarse_weights if kind == "transposed" else weights
-    keys, order = _sorted_keys(coords, rows, in_weights, shape, batch_size, width)
+    in_weights, out_weights = geometry.fine, geometry.coarse
+    if kind == "transposed":
+        in_weights, out_weights = out_weights, in_weights
+
+    keys, order = _sorted_keys(coords, rows, in_weights, geometry.limit, shape, batch_size, width)
     if kind == "submanifold":
         table = torch.empty(n_taps, len(rows), dtype=torch.int32)
         _fill_table(keys[: len(rows)], keys, steps, width, order, order, table)
         return coords[:0].clone(), table
-    out_weights = coarse_weights if kind == "strided" else weights
-    geometry = _geometry(kind, out_shape, kernel, stride, padding, dilation, out_weights)
-    out_keys = _reached(rows, order, geometry, kind == "strided", math.prod(kernel), width)
+    reached = _reached_geometry(kind, out_shape, kernel, stride, padding, dilation, out_weights)
+    out_keys = _reached(rows, order, reached, kind == "strided", n_taps, width)
     n_out = len(out_keys) - width
     out_coords = torch.empty(n_out, coords.shape[1], dtype=coords.dtype)
-    parallel_for(_unravel, n_out, _GRAIN, out_keys, out_weights, out_coords.numpy())
+    parallel_for(_unravel, n_out, _GRAIN, out_keys, np.array(out_weights, np.int64), out_coords.numpy())
     if kind == "strided":
         table = torch.empty(n_taps, n_out, dtype=torch.int32)
         _fill_table(out_keys[:n_out], keys, steps, width, _NO_ROWS, order, table)
     else:
         table = torch.full((n_taps, n_out), -1, dtype=torch.int32)
-        parallel_for(
-            _walk_transposed, len(rows), _GRAIN, keys[: len(rows)], out_keys, steps, width, order, table.numpy()
-        )
+        queries = keys[: len(rows)]
+        parallel_for(_walk_transposed, len(rows), _GRAIN, queries, out_keys, steps, width, order, table.numpy())
     return out_coords, table
 
 
@@ -84,40 +76,14 @@ def transpose_table(table: Tensor, n_in: int) -> Tensor:
     return out
 
 
-def _padded(
-    coarse: Sequence[int],
-    fine: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    offset: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Extents of a grid that holds `coarse * stride - offset + tap` for every cell and tap, and their order."""
-    extents = []
-    for n_coarse, n_fine, k, s, p, d in zip(coarse, fine, kernel, stride, offset, dilation, strict=True):
-        reach = (n_coarse - 1) * s - p + (k - 1) * d
-        extents.append(p + max(n_fine, reach + 1))
-    return extents
-
-
-def _weights(extents: Sequence[int]) -> Keys:
-    """What a step of one along the batch and along each axis adds to a key."""
-    return np.array([math.prod(extents[axis:]) for axis in range(len(extents) + 1)], np.int64)
-
-
-def _steps(kernel: Sequence[int], offset: Sequence[int], dilation: Sequence[int], weights: Keys) -> tuple[Keys, int]:
-    """What the first tap of each walk adds to a key, and the number of taps that share a walk."""
-    width = kernel[-1] if dilation[-1] == 1 else 1
-    ranges = [range(k) for k in kernel[:-1]] + [range(0, kernel[-1], width)]
-    unit = [int(w) for w in weights[1:]]
-    steps = [
-        sum((r * d - p) * w for r, p, d, w in zip(tap, offset, dilation, unit)) for tap in itertools.product(*ranges)
-    ]
-    return np.array(steps, np.int64), width
-
-
 def _sorted_keys(
-    coords: Tensor, rows: NDArray, weights: Keys, shape: Sequence[int], batch_size: int, width: int
+    coords: Tensor,
+    rows: NDArray,
+    weights: Sequence[int],
+    limit: int,
+    shape: Sequence[int],
+    batch_size: int,
+    width: int,
 ) -> tuple[Keys, Rows]:
     """The keys of the rows in ascending order, followed by `width` ends, and their rows (none: they came sorted)."""
     n = len(rows)
@@ -125,14 +91,14 @@ def _sorted_keys(
     keys[n:] = _END
     flags = np.zeros(3, np.uint8)  # a row lies outside; rows are not sorted; a row repeats the one before
     extents = np.array([batch_size, *shape], np.int64)
-    parallel_for(_ravel, n, _GRAIN, rows, weights, extents, keys, flags)
+    parallel_for(_ravel, n, _GRAIN, rows, np.array(weights, np.int64), extents, keys, flags)
     if flags[0]:
         reference.check_coords(coords, shape, batch_size)
     order = _NO_ROWS
     if flags[1]:
         bits = (n - 1).bit_length()
         order = np.empty(n, np.int32)
-        if batch_size * int(weights[0]) << bits < 2**63:
+        if limit << bits < 2**63:
             packed = (keys[:n] << bits) | np.arange(n)
             packed.sort()
             parallel_for(_unpack, n, _GRAIN, packed, bits, keys, order, flags)
@@ -150,21 +116,21 @@ def _fill_table(
     parallel_for(_walk, len(queries), _GRAIN, queries, keys, steps, width, query_rows, key_rows, table.numpy())
 
 
-def _geometry(
+def _reached_geometry(
     kind: str,
     out_shape: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    out_weights: Keys,
+    out_weights: Sequence[int],
 ) -> NDArray[np.int64]:
     """[7, 1 + D]: what `_candidates` knows of the batch (weight only) and of each axis."""
     reach = [(k - 1) * d for k, d in zip(kernel, dilation)]
     # Distance between outputs that one input reaches: every one of them must be a whole number of taps away.
     every = [d // math.gcd(s, d) for s, d in zip(stride, dilation)] if kind == "strided" else list(dilation)
     lines = [out_shape, stride, padding, dilation, reach, every]
-    return np.array([[0, *line] for line in lines] + [out_weights.tolist()], np.int64)
+    return np.array([[0, *line] for line in lines] + [out_weights], np.int64)
 
 
 def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: bool, most: int, width: int) -> Keys:
@@ -192,7 +158,7 @@ def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: b
 
 
 @njit(nogil=True, cache=True)
-def _ravel(rows, weights, extents, keys, flags, begin, end):  # type: ignore[no-untyped-def]
+def _ravel(rows, weights, extents, keys, flags, begin, end):
     """Keys of rows [begin, end); flags[0] if one lies outside, [1] if they are not ascending, [2] if two are equal."""
     n_axes = rows.shape[1]
     outside = unsorted = repeated = False
@@ -217,7 +183,7 @@ def _ravel(rows, weights, extents, keys, flags, begin, end):  # type: ignore[no-
 
 
 @njit(nogil=True, cache=True)
-def _unpack(packed, bits, keys, order, flags, begin, end):  # type: ignore[no-untyped-def]
+def _unpack(packed, bits, keys, order, flags, begin, end):
     """Keys and rows of the sorted `key << bits | row`."""
     repeated = False
     low = (np.int64(1) << bits) - 1
@@ -233,7 +199,7 @@ def _unpack(packed, bits, keys, order, flags, begin, end):  # type: ignore[no-un
 
 
 @njit(nogil=True, cache=True)
-def _permute(by_key, unsorted, keys, order, flags, begin, end):  # type: ignore[no-untyped-def]
+def _permute(by_key, unsorted, keys, order, flags, begin, end):
     """As `_unpack`, for keys too large to be packed."""
     repeated = False
     before = unsorted[by_key[begin - 1]] if begin > 0 else np.int64(-1)
@@ -248,7 +214,7 @@ def _permute(by_key, unsorted, keys, order, flags, begin, end):  # type: ignore[
 
 
 @njit(nogil=True, cache=True)
-def _first_not_below(keys, target, low, high):  # type: ignore[no-untyped-def]
+def _first_not_below(keys, target, low, high):
     while low < high:
         middle = (low + high) // 2
         if keys[middle] < target:
@@ -259,7 +225,7 @@ def _first_not_below(keys, target, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _split(queries, i, n_queries, keys, j, n_keys, step, n_moves):  # type: ignore[no-untyped-def]
+def _split(queries, i, n_queries, keys, j, n_keys, step, n_moves):
     """How many of the first `n_moves` moves of the walk from (i, j) are moves to the next query."""
     low, high = max(0, n_moves - n_keys), min(n_moves, n_queries)
     while low < high:
@@ -272,7 +238,7 @@ def _split(queries, i, n_queries, keys, j, n_keys, step, n_moves):  # type: igno
 
 
 @njit(nogil=True, cache=True)
-def _lower_bounds(queries, begin, end, keys, n_keys, step, found):  # type: ignore[no-untyped-def]
+def _lower_bounds(queries, begin, end, keys, n_keys, step, found):
     """found[i - begin] = the first of the keys that is not below queries[i] + step.
 
     Each move goes to the next query or to the next key, without a branch that could be guessed wrong. Four stretches of
@@ -318,7 +284,7 @@ def _lower_bounds(queries, begin, end, keys, n_keys, step, found):  # type: igno
 
 
 @njit(nogil=True, cache=True)
-def _walk(queries, keys, steps, width, query_rows, key_rows, table, begin, end):  # type: ignore[no-untyped-def]
+def _walk(queries, keys, steps, width, query_rows, key_rows, table, begin, end):
     """table[k, row of query] = row of the key at query + step of tap k, or -1, for queries [begin, end)."""
     n_keys = len(keys) - width
     found = np.empty(end - begin, np.int32)
@@ -340,7 +306,7 @@ def _walk(queries, keys, steps, width, query_rows, key_rows, table, begin, end):
 
 
 @njit(nogil=True, cache=True)
-def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end):  # type: ignore[no-untyped-def]
+def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end):
     """table[k, number of the key at query + step of tap k] = row of query, for queries [begin, end)."""
     n_keys = len(keys) - width
     found = np.empty(end - begin, np.int32)
@@ -361,7 +327,7 @@ def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _candidates(rows, order, geometry, strided, out, begin, end):  # type: ignore[no-untyped-def]
+def _candidates(rows, order, geometry, strided, out, begin, end):
     """Keys of the output cells that rows [begin, end) reach, some of them several times; their number."""
     extent, stride, padding, dilation, reach, every, weights = geometry
     spans, spare = reach // np.maximum(stride, 1), reach % np.maximum(stride, 1)
@@ -416,7 +382,7 @@ def _candidates(rows, order, geometry, strided, out, begin, end):  # type: ignor
 
 
 @njit(nogil=True, cache=True)
-def _unique(keys):  # type: ignore[no-untyped-def]
+def _unique(keys):
     """Move the distinct ones of the ascending keys to the front; how many they are."""
     n = 0
     before = np.int64(-1)
@@ -429,7 +395,7 @@ def _unique(keys):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _unravel(keys, weights, rows, begin, end):  # type: ignore[no-untyped-def]
+def _unravel(keys, weights, rows, begin, end):
     n_axes = rows.shape[1]
     rest = keys[begin:end].copy()
     exact = keys[end - 1] < 2**53
@@ -449,7 +415,7 @@ def _unravel(keys, weights, rows, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _transpose(table, out, begin, end):  # type: ignore[no-untyped-def]
+def _transpose(table, out, begin, end):
     for tap in range(begin, end):
         out[tap, :] = -1
         for row in range(table.shape[1]):
