@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{work.name}: {work.n_rows} voxels in {' x '.join(map(str, work.shape))}", flush=True)
         for case in options.case or CASES:
             found: list[results.Row] = []
-            for trial in CASES[case](work, settings):
-                found += harness.run(trial, settings, where)
-                print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
+            with harness.torch_threads(max(settings.threads)):
+                for trial in CASES[case](work, settings):
+                    found += harness.run(trial, settings, where)
+                    print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
             print(f"\n{case}, {work.name}\n{results.table(found)}", flush=True)
             rows += found
             if not options.quick:

@@ -23,10 +23,10 @@ def peak_of(call: Callable[[], object], device: str) -> float | None:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / _MIB
+        return (torch.cuda.max_memory_allocated() - held) / _MIB
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -37,8 +37,8 @@ def peak_of(call: Callable[[], object], device: str) -> float | None:
         return None
 
 
-def _status(field: str) -> float:
+def _status(field: str) -> int:
     found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     if found is None:
         raise OSError(f"/proc/self/status has no {field}")
-    return float(found[1]) * 1024
+    return int(found[1]) * 1024

@@ -80,12 +80,16 @@ def copy_weights(
     Raises:
         ValueError: the model's layers are not those of the plan.
     """
-    convs = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 5]
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    from pointcloud.conv import SparseConvolution
+
+    convs = [m for m in model.modules() if isinstance(m, SparseConvolution)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if (len(convs), len(norms), len(linear)) != (len(plan), len(plan), 1):
-        found = f"{len(convs)} convolutions, {len(norms)} batch norms and {len(linear)} linear layers"
-        raise ValueError(f"the model must have {len(plan)} convolutions and batch norms and 1 linear layer, got {found}")
+        raise ValueError(
+            f"the model must have {len(plan)} convolutions, as many batch norms and 1 linear layer, "
+            f"got {len(convs)}, {len(norms)} and {len(linear)}"
+        )
     parameters: dict[str, nn.Parameter] = {}
     for layer, conv, norm in zip(plan, convs, norms, strict=True):
         weight = weights[f"{layer.name}.weight"]

@@ -1,8 +1,8 @@
 """MinkUNet of spvnas, written from its list of layers, in plain torch and in spconv, with the same weights.
 
-Independent of `pointcloud.models`: it is what ours is checked against. cs = int(width * [32, 32, 64, 128, 256, 256, 128,
-96, 96]); a stem of two convolutions; four stages of a halving convolution and two residual blocks; four rises of an
-inverse convolution, the skip joined on, and two residual blocks; a linear classifier. Convolutions have no bias.
+Independent of `pointcloud.models`: it is what ours is checked against. A stem of two convolutions; four stages of a
+halving convolution and two residual blocks; four rises of an inverse convolution, the skip joined on, and two residual
+blocks; a linear classifier. Convolutions have no bias. Channels are those below times the width, rounded down.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class TorchEngine:
             y = x @ weight.reshape(conv.cout, conv.cin).T
         else:
             y = peers.torch_convolve(x, self.pyramid.pairs(conv), weight)
-        running = (None, None) if self.training else (w[f"{name}.mean"], w[f"{name}.var"])
-        return F.batch_norm(y, *running, w[f"{name}.gamma"], w[f"{name}.beta"], self.training)
+        mean, var = (None, None) if self.training else (w[f"{name}.mean"], w[f"{name}.var"])
+        return F.batch_norm(y, mean, var, w[f"{name}.gamma"], w[f"{name}.beta"], self.training)
 
     def relu(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=True)

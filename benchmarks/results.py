@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import slug
 
@@ -65,8 +66,13 @@ def read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     kinds = typing.get_type_hints(Row)
+
+    def row(line: dict[str, str]) -> Row:
+        values: dict[str, Any] = {name: _parse(text, kinds[name]) for name, text in line.items()}
+        return Row(**values)
+
     with path.open(newline="") as file:
-        return [Row(**{name: _parse(text, kinds[name]) for name, text in line.items()}) for line in csv.DictReader(file)]
+        return [row(line) for line in csv.DictReader(file)]
 
 
 def merge(path: Path, rows: Iterable[Row]) -> None:
@@ -83,38 +89,51 @@ def merge(path: Path, rows: Iterable[Row]) -> None:
     os.replace(partial, path)
 
 
-def speedup(row: Row, group: Sequence[Row]) -> tuple[float, str] | None:
+def speedup(row: Row, group: Sequence[Row], measure: str = "wall_ms") -> tuple[float, str] | None:
     """(factor, baseline) of a row within the rows of its trial; None for a baseline, a limit or a wrong result."""
-    if row.status != "ok" or row.wall_ms is None or "limit" in row.competitor:
+    mine = getattr(row, measure)
+    if row.status != "ok" or not mine or "limit" in row.competitor:
         return None
     for baseline in BASELINES:
         for other in group:
-            if (other.competitor, other.dtype, other.threads) == baseline and other.status == "ok" and other.wall_ms:
-                return None if other is row else (other.wall_ms / row.wall_ms, other.competitor)
+            if (other.competitor, other.dtype, other.threads) == baseline and other.status == "ok":
+                return None if other is row else (getattr(other, measure) / mine, other.competitor)
     return None
 
 
+_HEAD = (
+    "shape", "competitor", "dtype", "thr", "wall ms", "p20-p80", "CPU ms", "MiB", "GFLOP/s", "of mm", "of copy",
+    "error", "speed-up", "by CPU",
+)  # fmt: skip
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Aligned text, one line per row, grouped by trial."""
-    head = ["shape", "competitor", "dtype", "thr", "wall ms", "p20-p80", "CPU ms", "MiB", "GFLOP/s", "of mm", "of copy"]
-    lines: list[list[str]] = [[*head, "speed-up", "error"]]
+    """Aligned text, one line per row, grouped by trial. A result that is not right shows no time and no speed-up."""
+    lines: list[tuple[str, ...]] = [_HEAD]
+    notes = []
     for group in _trials(rows):
         for row in group:
-            line = [row.shape, row.competitor, row.dtype, str(row.threads)]
-            if row.status != "ok":
-                lines.append([*line, row.status.upper() if row.status == "wrong" else row.status, *[""] * 7, _number(row.error)])
+            if row.status not in ("ok", "wrong"):
+                notes.append(f"{row.shape}, {row.competitor} {row.dtype}, {row.threads} threads: {row.status}")
                 continue
-            times = speedup(row, group)
-            line += [_number(row.wall_ms), f"{_number(row.wall_p20_ms)}-{_number(row.wall_p80_ms)}", _number(row.cpu_ms)]
-            line += [_number(row.peak_mib), _number(row.gflop_per_s), _percent(row.gemm_share), _percent(row.copy_share)]
-            lines.append([*line, f"{times[0]:.2f} x {times[1]}" if times else "", _number(row.error)])
-    widths = [max(len(line[i]) for line in lines if len(line[4]) < 12 or i != 4) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+            wall, cpu = speedup(row, group), speedup(row, group, "cpu_ms")
+            spread = f"{_number(row.wall_p20_ms)}-{_number(row.wall_p80_ms)}" if row.status == "ok" else ""
+            lines.append((
+                row.shape, row.competitor, row.dtype, str(row.threads),
+                _number(row.wall_ms) if row.status == "ok" else "WRONG", spread, _number(row.cpu_ms),
+                _number(row.peak_mib), _number(row.gflop_per_s), _percent(row.gemm_share), _percent(row.copy_share),
+                _number(row.error), f"{wall[0]:.2f} x {wall[1]}" if wall else "", f"{cpu[0]:.2f}" if cpu else "",
+            ))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, *notes])
 
 
 def markdown(rows: Sequence[Row], threads: int = 1) -> str:
     """One line per trial for a README: milliseconds of each competitor, ours with its speed-up, at `threads`."""
-    shown = [row for row in rows if "limit" not in row.competitor and (row.threads == threads or row.competitor == "spconv")]
+    shown = [
+        row for row in rows if "limit" not in row.competitor and (row.threads == threads or row.competitor == "spconv")
+    ]
     columns = list(dict.fromkeys((row.competitor, row.dtype) for row in shown if row.status == "ok"))
     columns.sort(key=lambda c: (("spconv", "plain torch").index(c[0]) if c[0] in ("spconv", "plain torch") else 2, c))
     lines = ["| workload | case | " + " | ".join(f"{name} {dtype}, ms" for name, dtype in columns) + " |"]
@@ -156,7 +175,9 @@ def _number(value: float | None) -> str:
         return ""
     if value == 0:
         return "0"
-    return f"{value:.1e}" if abs(value) < 1e-2 or value == float("inf") else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    if value < 1e-2:
+        return f"{value:.1e}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _percent(value: float | None) -> str:

@@ -52,7 +52,7 @@ def load(name: str) -> Workload:
 def voxelize(
     name: str, points: NDArray[np.float32], voxel_size: float, low: Sequence[float], high: Sequence[float]
 ) -> Workload:
-    """Voxels of `points` [P, 3 or more] (x, y, z, intensity in 0 to 1) that lie in the box from `low` to `high`, metres.
+    """Voxels of `points` [P, 3 or more] (x, y, z, intensity in 0 to 1) in the box from `low` to `high`, in metres.
 
     Written on its own: what is measured does not prepare its own input.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
                     name,
                     dtype,
                     threads,
-                    lambda n=name, d=dtype, i=cin, o=cout: _build(n, d, i, o, pairs, work, settings),  # type: ignore[misc]
+                    partial(_build, name, dtype, cin, cout, pairs, work, settings),
                     lambda out: [out],
                     common.LAYER_TOLERANCE[dtype],
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
                         name,
                         dtype,
                         threads,
-                        lambda n=name, d=dtype, w=width, c=cached: _build(n, d, w, c, weights, work, settings),  # type: ignore[misc]
+                        partial(_build, name, dtype, width, cached, weights, work, settings),
                         lambda out: [out],
                         common.NETWORK_TOLERANCE[dtype],
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +39,7 @@ def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
                         name,
                         dtype,
                         threads,
-                        lambda n=name, d=dtype, i=cin, o=cout, w=direction: _build(n, d, i, o, w, down, work, settings),  # type: ignore[misc]
+                        partial(_build, name, dtype, cin, cout, direction, down, work, settings),
                         lambda out: [peers.by_coordinates(*out)],
                         common.LAYER_TOLERANCE[dtype],
                     )
