@@ -101,7 +101,7 @@ def test_arguments_are_checked():
 @pytest.mark.parametrize("n", [0, 1, 9])
 def test_opcheck(n, device):
     keys = torch.arange(n, device=device) * 3
-    # On a GPU two runs may fill the slots differently (what is found in them is the same): their values are not compared.
+    # On a GPU two runs may fill the slots differently, to the same lookups: the values are not compared.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.trisparse.coordinate_table.default, (keys,), test_utils=checks)
     slots = torch.ops.trisparse.coordinate_table(keys)
