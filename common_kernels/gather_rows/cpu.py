@@ -21,7 +21,8 @@ def gather_rows(src: Tensor, index: Tensor) -> Tensor:
         _check_inside(index, src.shape[0])
         return out
     # Rows are moved as words of one of four sizes, whatever their dtype: few kernels to compile, and any dtype works.
-    alignment = row_bytes | int(rows.storage_offset()) * rows.element_size()
+    # The stride counts as well: that of an empty tensor may be anything.
+    alignment = row_bytes | (int(rows.storage_offset()) | rows.stride(0)) * rows.element_size()
     word = next(dtype for dtype in _WORDS if alignment % dtype.itemsize == 0)
     outside = np.zeros(1, dtype=np.bool_)
     parallel_for(

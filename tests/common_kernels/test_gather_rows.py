@@ -106,9 +106,10 @@ def test_strided_and_unaligned_inputs(device):
     shifted = wide.flatten()[1:101].view(50, 2)
     every_other = torch.stack([index, index], 1)[:, 0]
     assert torch.equal(gather_rows(shifted, every_other), reference.gather_rows(shifted, index))
-    # A single row whose stride is no multiple of its width.
-    single = torch.as_strided(wide, (1, 2), (5, 1))
-    assert torch.equal(gather_rows(single, torch.zeros(3, dtype=torch.int64, device=device)), single.expand(3, 2))
+    # One row, and none, with a stride that is no multiple of the width.
+    one, none = torch.as_strided(wide, (1, 2), (5, 1)), torch.as_strided(wide, (0, 2), (5, 1))
+    assert torch.equal(gather_rows(one, torch.zeros(3, dtype=torch.int64, device=device)), one.expand(3, 2))
+    assert not gather_rows(none, torch.full((3,), -1, device=device)).any()
     values = rows(200, 8, device=device).T.contiguous().T
     torch.testing.assert_close(scatter_add_rows(values, every_other, 50), reference.scatter_add_rows(values, index, 50))
 
