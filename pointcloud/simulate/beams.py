@@ -10,6 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from pointcloud.simulate.classes import EXTENT
+
 
 @dataclass(frozen=True)
 class Sensor:
@@ -33,15 +35,20 @@ class Sensor:
 
     def __post_init__(self) -> None:
         elevations = np.asarray(self.elevations_deg, dtype=np.float64)
-        if elevations.ndim != 1 or elevations.size == 0 or np.any(np.abs(elevations) >= 90):
+        if elevations.ndim != 1 or elevations.size == 0 or not np.all(np.abs(elevations) < 90):
             raise ValueError(f"elevations_deg must be a non-empty list of angles in (-90, 90), got {elevations}")
         if np.any(np.diff(elevations) <= 0):
             raise ValueError("elevations_deg must ascend: ring 0 is the lowest beam")
-        if self.azimuth_steps < 1:
-            raise ValueError(f"azimuth_steps must be at least 1, got {self.azimuth_steps}")
-        if not 0 <= self.min_range < self.max_range:
-            raise ValueError(f"need 0 <= min_range < max_range, got {self.min_range} and {self.max_range}")
-        for name in ("height", "visibility", "intensity_gain"):
+        if not isinstance(self.azimuth_steps, int) or self.azimuth_steps < 1:
+            raise ValueError(f"azimuth_steps must be an integer >= 1, got {self.azimuth_steps!r}")
+        if not 0 <= self.min_range < self.max_range <= EXTENT:
+            raise ValueError(
+                f"need 0 <= min_range < max_range <= {EXTENT:g} m, where scenes end, "
+                f"got {self.min_range} and {self.max_range}"
+            )
+        if not 1.5 <= self.height <= 4.0:
+            raise ValueError(f"height must be 1.5 to 4 m, on the roof of a car, got {self.height}")
+        for name in ("visibility", "intensity_gain"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not self.range_noise >= 0:

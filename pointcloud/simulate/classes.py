@@ -1,4 +1,4 @@
-"""Class names of simulated points and the surface kinds that the ray caster knows."""
+"""What the modules of the simulator agree on: class names, kinds of primitives and surfaces, the size of a scene."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 CLASSES: Final = ("road", "sidewalk", "building", "vehicle", "vegetation", "pole", "person")
 
 ROAD, SIDEWALK, BUILDING, VEHICLE, VEGETATION, POLE, PERSON = range(len(CLASSES))
+
+EXTENT: Final = 120.0  # metres from the sensor to the border of a scene, in x and in y
 
 # Shape of a primitive.
 FRUSTUM, ELLIPSOID, CYLINDER = 0, 1, 2

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pointcloud.simulate.classes import ROAD, SIDEWALK, VEGETATION
+from pointcloud.simulate.classes import EXTENT, ROAD, SIDEWALK, VEGETATION
 
-EXTENT = 120.0  # metres from the sensor to the border of the raster
 CELL = 0.25
 REFLECTIVITY = {ROAD: 0.22, SIDEWALK: 0.33, VEGETATION: 0.40}
 

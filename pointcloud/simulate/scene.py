@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pointcloud.simulate.classes import SIDEWALK, VEGETATION
-from pointcloud.simulate.ground import EXTENT, Ground, Parcel, Road, build_ground
+from pointcloud.simulate.classes import EXTENT, SIDEWALK, VEGETATION
+from pointcloud.simulate.ground import Ground, Parcel, Road, build_ground
 from pointcloud.simulate.layout import STYLES, Style, pick_style, plan_roads
 from pointcloud.simulate.objects import (
     Builder,
@@ -340,10 +340,15 @@ class _Composer:
         return self.builder.array()
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless the seed is an integer that fits a signed 64-bit one and is not negative."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+
+
 def make_scene(seed: int) -> Scene:
-    """The scene of a seed: the same seed always gives the same scene. Raises ValueError for a negative seed."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    """The scene of a seed: the same seed always gives the same scene. Raises ValueError for a bad seed."""
+    check_seed(seed)
     rng = np.random.default_rng([int(seed), 0])
     name = pick_style(rng)
     style = STYLES[name]

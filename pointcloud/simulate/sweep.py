@@ -10,11 +10,11 @@ import torch
 
 from pointcloud.points import PointCloud
 from pointcloud.simulate.beams import Sensor, get_sensor
-from pointcloud.simulate.classes import VEHICLE
-from pointcloud.simulate.ground import CELL, EXTENT
+from pointcloud.simulate.classes import EXTENT, VEHICLE
+from pointcloud.simulate.ground import CELL
 from pointcloud.simulate.objects import Builder
 from pointcloud.simulate.raycast import GROUND, bin_primitives, cast
-from pointcloud.simulate.scene import Scene, make_scene
+from pointcloud.simulate.scene import Scene, check_seed, make_scene
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,8 @@ def simulate_sweep(seed: int, sensor: str | Sensor = "hdl32", *, scene: Scene | 
     the sensor: drop those from a file before comparing. Raises ValueError for a bad seed or an unknown sensor.
     """
     device = get_sensor(sensor)
-    if scene is None:
-        scene = make_scene(seed)
-    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    check_seed(seed)
+    scene = make_scene(seed) if scene is None else scene
     # Streams of their own: switching noise off must not change what else is drawn.
     pose, luck, noise = (np.random.default_rng([int(seed), k]) for k in (1, 2, 3))
     ground = scene.ground
@@ -93,7 +91,7 @@ def simulate_sweep(seed: int, sensor: str | Sensor = "hdl32", *, scene: Scene | 
     first_ego = len(scene.primitives)
     count = len(rays)
     distance, hit, cosine = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count)
-    reach = min(device.max_range, EXTENT)
+    reach = device.max_range
     level = np.ascontiguousarray(rays @ _tilt(pitch, roll).T)
     cast(level, height, primitives, *bin_primitives(primitives, reach), ground.height, -EXTENT, CELL, ground.slope,
          reach, int(seed), 0, count, distance, hit, cosine)  # fmt: skip
