@@ -1,6 +1,7 @@
 """Sparse convolution on point clouds, with spconv's names: `import pointcloud as spconv` runs existing model code."""
 
-from pointcloud import conv, functional, modules, pool
+from pointcloud import conv, functional, models, modules, pool
+from pointcloud.agreement import Agreement, compare
 from pointcloud.conv import (
     SparseConv1d,
     SparseConv2d,
@@ -21,6 +22,7 @@ from pointcloud.conv import (
     SubMConv4d,
     convert_weight,
 )
+from pointcloud.fold import Acceleration, accelerate
 from pointcloud.functional import sparse_add
 from pointcloud.io import read_points, write_ply
 from pointcloud.modules import (
@@ -38,6 +40,7 @@ from pointcloud.modules import (
     ToDense,
     is_spconv_module,
 )
+from pointcloud.point_to_voxel import PointToVoxel
 from pointcloud.points import PointCloud
 from pointcloud.pool import (
     SparseAvgPool1d,
@@ -52,14 +55,19 @@ from pointcloud.pool import (
     SparseMaxPool4d,
 )
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
+from pointcloud.voxel_grid import VoxelGrid
+from pointcloud.voxelize import devoxelize, voxelize
 
 __all__ = [
+    "Acceleration",
     "AddTable",
+    "Agreement",
     "ConcatTable",
     "ConvAlgo",
     "Identity",
     "JoinTable",
     "PointCloud",
+    "PointToVoxel",
     "RemoveGrid",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
@@ -96,13 +104,19 @@ __all__ = [
     "SubMConv3d",
     "SubMConv4d",
     "ToDense",
+    "VoxelGrid",
+    "accelerate",
+    "compare",
     "conv",
     "convert_weight",
+    "devoxelize",
     "functional",
     "is_spconv_module",
+    "models",
     "modules",
     "pool",
     "read_points",
     "sparse_add",
+    "voxelize",
     "write_ply",
 ]

@@ -94,7 +94,7 @@ def accelerate(model: Model, dtype: str | torch.dtype | None = None, fold: bool 
 
 def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype | None:
     if dtype is None or dtype in (torch.bfloat16, torch.float16):
-        return dtype  # type: ignore[return-value]
+        return dtype
     if dtype != "auto":
         raise ValueError(f"dtype must be None, 'auto', torch.bfloat16 or torch.float16, got {dtype!r}")
     parameter = next(model.parameters(), None)
@@ -137,18 +137,19 @@ class _Folder:
 
     def _sequential(self, container: nn.Module) -> None:
         """Fold conv - BN - ReLU, conv - BN and conv - ReLU. Identities keep names and positions of the others."""
-        entries = list(container._modules.items())
-        for (_, conv), (next_name, follower), last in zip(entries, entries[1:], [*entries[2:], (None, None)]):
+        entries: list[tuple[str, nn.Module | None]] = list(container._modules.items())
+        none: tuple[str, nn.Module | None] = ("", None)
+        for (_, conv), follower, last in zip(entries, entries[1:], [*entries[2:], none]):
             if not isinstance(conv, SparseConvolution) or not self._free(conv) or conv.activation != "none":
                 continue
-            relu_name, relu = next_name, follower
-            if type(follower) in BATCH_NORMS and not _hooked(follower):
-                fold_batch_norm(conv, follower)
-                self._replace(container, next_name, "batch_norms")
-                relu_name, relu = last
-            if type(relu) in RELUS and not _hooked(relu):
+            name, module = follower
+            if isinstance(module, nn.BatchNorm1d) and type(module) in BATCH_NORMS and not _hooked(module):
+                fold_batch_norm(conv, module)
+                self._replace(container, name, "batch_norms")
+                name, module = last
+            if isinstance(module, nn.ReLU) and type(module) in RELUS and not _hooked(module):
                 conv.activation = "relu"
-                self._replace(container, relu_name, "activations")
+                self._replace(container, name, "activations")
 
     def _residual(self, parent: nn.Module, name: str, block: ResidualBlock) -> None:
         """Replace a block whose batch norms were folded."""
@@ -172,12 +173,9 @@ class _Folder:
         self.counts["activations"] += 1
 
     def _free(self, conv: SparseConvolution) -> bool:
-        return (
-            self.uses[id(conv)] == 1 and _plain(conv) and type(conv).forward is SparseConvolution.forward
-        )
+        return self.uses[id(conv)] == 1 and _plain(conv) and type(conv).forward is SparseConvolution.forward
 
-    def _replace(self, container: nn.Module, name: str | None, count: str) -> None:
-        assert name is not None
+    def _replace(self, container: nn.Module, name: str, count: str) -> None:
         container._modules[name] = Identity().eval()
         self.counts[count] += 1
 

@@ -17,10 +17,10 @@ from pointcloud.voxel_grid import check_finite
 class PointToVoxel:
     """Copy points into voxels of at most P points, as detectors with hard voxelisation expect them.
 
-    Same arguments, results and order as spconv's class of this name: voxels in the order of their first point, points of
-    a voxel in their own order, cells found in fp32 arithmetic. Where it differs: it also takes fp64, fp16 and bf16
-    points, refuses coordinates that are not finite, says what `max_num_voxels` cut off, and its `empty_mean` is the mean
-    of the voxel's own points (in spconv 2.3.8 on the CPU the mean of one voxel is added to the next).
+    Same arguments, results and order as spconv's class of this name: voxels in the order of their first point, points
+    of a voxel in their own order, cells found in fp32 arithmetic. Where it differs: it also takes fp64, fp16 and bf16
+    points, refuses coordinates that are not finite, says what `max_num_voxels` cut off, and its `empty_mean` is the
+    mean of the voxel's own points (in spconv 2.3.8 on the CPU the mean of one voxel is added to the next).
 
     Args:
         vsize_xyz: size of a voxel, D numbers x, y, z in metres; D from 1 to 4.
@@ -68,8 +68,8 @@ class PointToVoxel:
         self.grid_size = [math.floor((b - a) / s + 0.5) for a, b, s in zip(low, high, self.vsize)]
         if min(self.grid_size) < 1:
             raise ValueError(
-                f"coors_range_xyz {list(coors_range_xyz)} must hold at least one voxel of vsize_xyz {list(vsize_xyz)} on "
-                f"each axis, got {self.grid_size[::-1]}"
+                f"coors_range_xyz {list(coors_range_xyz)} must hold at least one voxel of vsize_xyz {list(vsize_xyz)} "
+                f"on each axis, got {self.grid_size[::-1]}"
             )
         check_key_range(self.grid_size, batch_size=1)
         self.n_voxels_dropped = 0

@@ -41,7 +41,7 @@ class VoxelGrid:
     def of_range(
         cls, point_range: Sequence[float], voxel_size: float | Sequence[float], axes: str = "xyz"
     ) -> VoxelGrid:
-        """The grid that covers `[xmin, ymin, zmin, xmax, ymax, zmax]`; a part of a cell at the upper end counts as one."""
+        """The grid that covers `[xmin, ymin, zmin, xmax, ymax, zmax]`; part of a cell at the upper end is a cell."""
         low_high = _numbers(point_range, 6, "point_range")
         size = _voxel_size(voxel_size)
         low, high = low_high[:3], low_high[3:]
@@ -72,8 +72,8 @@ class VoxelGrid:
     def _checked(cls, origin: tuple[float, ...], size: tuple[float, ...], cells: list[int], axes: str) -> VoxelGrid:
         if max(cells) >= 2**31 or math.prod(cells) >= 2**62:
             raise ValueError(
-                f"voxel_size {list(size)} makes a grid of {cells[0]:.4g} x {cells[1]:.4g} x {cells[2]:.4g} cells, beyond "
-                "2**31 per axis or 2**62 in all; give larger voxels or a point_range that leaves out stray points"
+                f"voxel_size {list(size)} makes a grid of {cells[0]:.4g} x {cells[1]:.4g} x {cells[2]:.4g} cells, "
+                "beyond 2**31 per axis or 2**62 in all; give larger voxels or a point_range without stray points"
             )
         shape = cells if axes == "xyz" else cells[::-1]
         return cls((origin[0], origin[1], origin[2]), (size[0], size[1], size[2]), (shape[0], shape[1], shape[2]), axes)

@@ -144,7 +144,9 @@ def devoxelize(
             )
         return gather_rows(voxels if isinstance(voxels, Tensor) else voxels.features, points)
     if isinstance(voxels, Tensor):
-        raise ValueError("voxels must be a SparseConvTensor where points are coordinates, got a Tensor of features only")
+        raise ValueError(
+            "voxels must be a SparseConvTensor where points are coordinates, got a Tensor of features only"
+        )
     if grid is None and isinstance(voxels.coordinates, VoxelCoordinates):
         grid = voxels.coordinates.voxel_grid
     if grid is None:
@@ -214,7 +216,12 @@ def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tens
             features = points.features(*names)
         xyz = points.xyz
     else:
-        if not isinstance(points, Tensor) or not points.dtype.is_floating_point or points.ndim != 2 or points.shape[1] < 3:
+        if (
+            not isinstance(points, Tensor)
+            or not points.dtype.is_floating_point
+            or points.ndim != 2
+            or points.shape[1] < 3
+        ):
             raise ValueError(f"points must be floating [N, >= 3] or a PointCloud, got {_describe(points)}")
         features = points if features is None else features
         xyz = points[:, :3]

@@ -102,9 +102,7 @@ class DownStage(SparseModule):
 class UpStage(SparseModule):
     """Inverse of a DownStage's convolution, batch norm, ReLU; concatenation with the skip; residual blocks."""
 
-    def __init__(
-        self, in_channels: int, skip_channels: int, out_channels: int, n_blocks: int, indice_key: str
-    ) -> None:
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, n_blocks: int, indice_key: str) -> None:
         super().__init__()
         self.up = SparseSequential(
             SparseInverseConv3d(in_channels, out_channels, 2, indice_key, bias=False),

@@ -165,7 +165,12 @@ def test_what_others_observe_is_left_alone() -> None:
     """A hook sees what it saw before; a reparametrised weight stays the parametrisation's."""
     model = trained_like(
         SparseSequential(
-            SubMConv3d(4, 8, 3), nn.BatchNorm1d(8), SubMConv3d(8, 8, 3), nn.BatchNorm1d(8), SubMConv3d(8, 8, 3), nn.ReLU()
+            SubMConv3d(4, 8, 3),
+            nn.BatchNorm1d(8),
+            SubMConv3d(8, 8, 3),
+            nn.BatchNorm1d(8),
+            SubMConv3d(8, 8, 3),
+            nn.ReLU(),
         )
     )
     nn.utils.parametrizations.spectral_norm(model[4])

@@ -64,7 +64,9 @@ class SpconvMinkUNet:
         return x.replace_feature(x.features.relu())
 
     def residual(self, x: Any, key: str, level: int) -> Any:
-        out = self.relu(self.norm(self.conv(x, f"{key}.net.0", "SubMConv3d", indice_key=f"subm{level}"), f"{key}.net.1"))
+        out = self.relu(
+            self.norm(self.conv(x, f"{key}.net.0", "SubMConv3d", indice_key=f"subm{level}"), f"{key}.net.1")
+        )
         out = self.norm(self.conv(out, f"{key}.net.3", "SubMConv3d", indice_key=f"subm{level}"), f"{key}.net.4")
         shortcut = x.features
         if f"{key}.downsample.0.weight" in self.state:

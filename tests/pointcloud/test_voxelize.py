@@ -19,7 +19,12 @@ from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
 from pointcloud.voxelize import devoxelize, voxelize
 
-REDUCE = {"mean": lambda rows: rows.mean(0), "sum": lambda rows: rows.sum(0), "max": lambda rows: rows.amax(0), "first": lambda rows: rows[0]}
+REDUCE = {
+    "mean": lambda rows: rows.mean(0),
+    "sum": lambda rows: rows.sum(0),
+    "max": lambda rows: rows.amax(0),
+    "first": lambda rows: rows[0],
+}
 
 
 def cloud(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,7 +78,9 @@ def test_equals_brute_force(reduce: str, axes: str, cropped: bool, device: str) 
 
 
 coordinate = st.one_of(
-    st.floats(-5, 5, width=32), st.integers(-50, 50).map(lambda i: float(np.float32(i * 0.1))), st.sampled_from([-2.0, 3.0])
+    st.floats(-5, 5, width=32),
+    st.integers(-50, 50).map(lambda i: float(np.float32(i * 0.1))),
+    st.sampled_from([-2.0, 3.0]),
 )
 
 
@@ -108,11 +115,22 @@ def test_largest_point_stays_in_the_grid(size: float) -> None:
     top = torch.tensor([[51.2, 0.7, 1.1], [0.0, 0.0, 0.0]])
     voxels, _ = voxelize(top, size)
     assert voxels.indices[-1, 1:].tolist() == [n - 1 for n in voxels.spatial_shape]
-    bounds = [0, 0, 0, *top[0].tolist()]
+    bounds = [0.0, 0.0, 0.0, *top[0].tolist()]
     below = torch.nextafter(top[:1], torch.zeros(1))
     voxels, of_point = voxelize(torch.cat([below, top[:1]]), size, bounds)
     assert of_point.tolist() == [0, -1]  # half-open
     assert all(i < n for i, n in zip(voxels.indices[0, 1:].tolist(), voxels.spatial_shape))
+
+
+def test_point_that_rounds_up_to_the_upper_bound() -> None:
+    """The double next below a bound may divide to the very number of cells, one beyond the last."""
+    sizes = [size for size in (0.1, 0.2, 0.3, 0.05, 0.15, 0.7) if np.nextafter(10 * size, 0) / size == 10]
+    assert sizes
+    for size in sizes:
+        point = torch.full((1, 3), float(np.nextafter(10 * size, 0)), dtype=torch.float64)
+        voxels, of_point = voxelize(point, size, [0, 0, 0, *[10 * size] * 3])
+        assert voxels.spatial_shape == [10, 10, 10]
+        assert voxels.indices.tolist() == [[0, 9, 9, 9]] and of_point.tolist() == [0]
 
 
 def test_grid_of_the_usual_ranges() -> None:
@@ -169,7 +187,7 @@ def test_bad_arguments() -> None:
         bad[4, 1] = bad[7, 2] = value
         with pytest.raises(ValueError, match=r"finite coordinates, got \[.*\] in row 4 \(2 of 10 rows"):
             voxelize(bad, 0.1, [0, 0, 0, 1, 1, 1])
-    with pytest.raises(ValueError, match="stray points"):
+    with pytest.raises(ValueError, match="without stray points"):
         voxelize(torch.tensor([[0.0, 0, 0], [1e30, 0, 0]]), 0.1)
     with pytest.raises(ValueError, match="voxel_size must be positive"):
         voxelize(points, 0)
@@ -199,7 +217,9 @@ def test_nearest() -> None:
     assert torch.equal(by_index[of_point >= 0], voxels.features[of_point[of_point >= 0]])
 
 
-def brute_trilinear(voxels: SparseConvTensor, grid: VoxelGrid, points: Tensor, batch: list[int], shift: float) -> Tensor:
+def brute_trilinear(
+    voxels: SparseConvTensor, grid: VoxelGrid, points: Tensor, batch: list[int], shift: float
+) -> Tensor:
     rows = {tuple(index): row for row, index in enumerate(voxels.indices.tolist())}
     out = torch.zeros(len(points), voxels.features.shape[1], dtype=torch.float64)
     for i, p in enumerate(points[:, :3].double().tolist()):
