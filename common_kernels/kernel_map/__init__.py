@@ -207,10 +207,17 @@ def _kernel_map(
 
 
 @_kernel_map.register_kernel("cpu")
-def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):  # type: ignore[no-untyped-def]
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):
     from common_kernels.kernel_map import cpu
 
     return cpu.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+
+
+@_kernel_map.register_kernel("cuda")
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):
+    from common_kernels.kernel_map import gpu
+
+    return gpu.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
 
 
 @_kernel_map.register_fake
@@ -229,10 +236,17 @@ def _transpose_table(table: Tensor, n_in: int) -> Tensor:
 
 
 @_transpose_table.register_kernel("cpu")
-def _(table, n_in):  # type: ignore[no-untyped-def]
+def _(table, n_in):
     from common_kernels.kernel_map import cpu
 
     return cpu.transpose_table(table, n_in)
+
+
+@_transpose_table.register_kernel("cuda")
+def _(table, n_in):
+    from common_kernels.kernel_map import gpu
+
+    return gpu.transpose_table(table, n_in)
 
 
 @_transpose_table.register_fake
