@@ -50,15 +50,15 @@ def gather_gemm(
     if x.dtype == torch.float64 or 0 in (x.numel(), n_rows, c_in, c_out):
         result = reference.gather_gemm(x, table, weight, bias, residual, activation)
         return result if out is None else out.copy_(result)
-    splits = Schedule.of(schedule).splits
+    named = Schedule.of(schedule)
     unit = _unit(x)
     if n_splits is None:
-        n_splits = launch.choose_splits([len(split.taps) for split in splits], n_rows, c_in, unit)
+        n_splits = launch.choose_splits(named.work, n_rows, c_in, unit)
     config = config or launch.launch_config(c_in, c_out, unit, launch.device_family(x.device))
     out = x.new_empty(n_rows, c_out) if out is None else out
     x = x.contiguous()
     with _on(x.device):
-        _run(out, x, weight, bias, residual, activation, splits[n_splits - 1], config, unit)
+        _run(out, x, weight, bias, residual, activation, named.split(n_splits), config, unit)
     return out
 
 

@@ -35,12 +35,13 @@ class LaunchConfig:
 
 
 def device_family(device: torch.device) -> str:
-    """"hopper" (and later), "ampere" (and earlier) or "cdna" (AMD); a CPU, where only the interpreter runs, is "ampere"."""
+    """Either "hopper" (and data-centre Blackwell), "cdna" (AMD) or "ampere": all others, and a CPU in the interpreter."""
     if device.type != "cuda":
         return "ampere"
     if torch.version.hip is not None:
         return "cdna"
-    return "hopper" if torch.cuda.get_device_capability(device)[0] >= 9 else "ampere"
+    # Consumer Blackwells (12.x) have Ampere's shared memory and instructions.
+    return "hopper" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "ampere"
 
 
 def arithmetic(dtype: torch.dtype, allow_tf32: bool) -> str:
@@ -75,7 +76,7 @@ def launch_config(c_in: int, c_out: int, unit: str, family: str) -> LaunchConfig
 
 
 def weight_grad_config(c_in: int, c_out: int, unit: str, family: str) -> LaunchConfig:
-    """Blocks for the weight gradient: each block reads the rows of all its pairs, so wide blocks of channels save reads."""
+    """Blocks for the weight gradient: each program reads the rows of all its pairs, so wide blocks save reads."""
     widest = 64 if unit == "fp32" else 128
     block_m = min(fit(c_in, (128, 64, 32, 16), waste=1.4), widest)
     block_n = min(fit(c_out, (128, 64, 32, 16), waste=1.4), widest)

@@ -3,8 +3,8 @@
 A GPU tile of `TILE` output rows multiplies each tap that at least one of its rows has, so rows with the same taps
 should share a tile. Rows are sorted by their tap mask, read as a Gray code with the rarest tap as the highest bit:
 neighbours in the order then differ in few taps, and a rare tap is met in one run of tiles only. The multiplied rows per
-pair fall further if the taps are split into groups, each with an order of its own, whose results are added; that costs a
-pass over the output per group. `choose_splits` in gather_gemm/launch.py weighs the two for a layer's channels.
+pair fall further if the taps are split into groups, each with an order of its own, whose results are added; that costs
+a pass over the output per group. `choose_splits` in gather_gemm/launch.py weighs the two for a layer's channels.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ TILE = 128
 # With few taps the masks are few too, and one order leaves nothing to gain.
 _FEW_TAPS = 8
 _MAX_SPLITS = 3
-_SHARED = 4
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,38 @@ class Split:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What `map_schedule` returns, by name.
+    """The tensors of `map_schedule` by name.
 
     Attributes:
-        splits: with 1, 2, ... groups of taps.
+        order: [G, M] int32, `order` of all splits stacked: G = 1, or 1 + 2 + 3.
+        offsets: [G, T + 1] int32, likewise.
         pairs: [2, P] int32, input row and output row of every pair, by tap, then by output row.
         pair_offsets: [K + 1] int64; tap k owns pairs `pair_offsets[k] : pair_offsets[k + 1]`.
+        lists: `taps` and `source` of each split, one after the other.
     """
 
-    splits: tuple[Split, ...]
+    order: Tensor
+    offsets: Tensor
     pairs: Tensor
     pair_offsets: Tensor
+    lists: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> "Schedule":
-        order, offsets, pairs, pair_offsets = tensors[:_SHARED]
-        splits, first = [], 0
-        for i in range((len(tensors) - _SHARED) // 2):
-            taps, source = tensors[_SHARED + 2 * i : _SHARED + 2 * i + 2]
-            groups = slice(first, first + i + 1)
-            splits.append(Split(order[groups], offsets[groups], taps, source))
-            first += i + 1
-        return cls(tuple(splits), pairs, pair_offsets)
+        order, offsets, pairs, pair_offsets, *lists = tensors
+        return cls(order, offsets, pairs, pair_offsets, tuple(lists))
+
+    @property
+    def work(self) -> list[int]:
+        """For 1, 2, ... splits: how many products of a tile and a tap."""
+        return [len(taps) for taps in self.lists[::2]]
+
+    def split(self, n_groups: int) -> Split:
+        """The tiles with the taps in `n_groups` groups, from 1 to `len(work)`."""
+        if not 1 <= n_groups <= len(self.lists) // 2:
+            raise ValueError(f"the schedule has 1 to {len(self.lists) // 2} splits, got {n_groups}")
+        groups = slice(n_groups * (n_groups - 1) // 2, n_groups * (n_groups + 1) // 2)
+        return Split(self.order[groups], self.offsets[groups], *self.lists[2 * n_groups - 2 : 2 * n_groups])
 
 
 def max_splits(n_taps: int) -> int:
@@ -73,14 +82,15 @@ def map_schedule(table: Tensor, tile: int = TILE) -> list[Tensor]:
     """Sort the rows of table [K, M] into tiles, once for each number of splits up to `max_splits(K)`.
 
     Returns:
-        `order [G, M]` and `offsets [G, T + 1]` of all splits stacked (G = 1, or 1 + 2 + 3), `pairs`, `pair_offsets`,
-        then `taps` and `source` of each split: see `Schedule`. How many tensors depends on K alone, so that the sizes of
-        `taps` tell the work of each split without a look at the device's memory.
+        The tensors of `Schedule`, in its order. Their number depends on K alone, and the sizes of `taps` tell the work
+        of each split without a look at the device's memory.
     """
     valid = table >= 0
     counts = valid.sum(1)
     rank = torch.argsort(counts, stable=True)
-    orders, offsets, lists = [], [], []
+    orders: list[Tensor] = []
+    offsets: list[Tensor] = []
+    lists: list[Tensor] = []
     for n_groups in range(1, max_splits(table.shape[0]) + 1):
         # Neighbours in rank are often mirror images; dealt out in turn they end up in different groups.
         groups = [rank[g::n_groups] for g in range(n_groups)]
@@ -114,7 +124,7 @@ def fake_map_schedule(table: Tensor) -> list[Tensor]:
 
 
 def _tiles(valid: Tensor, taps: Tensor, tile: int) -> tuple[Tensor, Tensor]:
-    """The order [M] of the rows by their mask over `taps` (rarest first), and which taps each tile needs, [T, len(taps)]."""
+    """The order [M] of the rows by their mask over `taps` [n], rarest first, and which of them each tile has [T, n]."""
     bits = valid[taps]
     order = _gray_order(bits)
     sorted_bits = torch.nn.functional.pad(bits[:, order], (0, -len(order) % tile))
@@ -123,7 +133,7 @@ def _tiles(valid: Tensor, taps: Tensor, tile: int) -> tuple[Tensor, Tensor]:
 
 def _gray_order(bits: Tensor) -> Tensor:
     """Sort the columns of bits [n, M] as Gray codes, the first row the highest bit. Equal columns keep their order."""
-    # A Gray code's value has, at each bit, the parity of the code's bits down to there; uint8 may wrap, parity does not.
+    # A Gray code's value has, at each bit, the parity of the code's bits down to it; uint8 may wrap, parity does not.
     binary = bits.cumsum(0, dtype=torch.uint8) & 1
     order = torch.arange(bits.shape[1], device=bits.device)
     # Least significant word first: stable sorts then leave the most significant one in charge.
@@ -144,8 +154,8 @@ def _offsets(needed: list[Tensor]) -> list[Tensor]:
     """Entries begin at `[T + 1]` for each group's [T, n]; the groups follow one another."""
     counts = torch.stack([group.sum(1) for group in needed])
     ends = counts.flatten().cumsum(0).view_as(counts)
-    starts = torch.nn.functional.pad(ends[:-1, -1:].flatten(), (1, 0)) if counts.shape[1] else ends.new_zeros(len(needed))
-    return list(torch.cat([starts[:, None], ends], dim=1).to(torch.int32))
+    starts = (ends - counts)[:, :1] if counts.shape[1] else ends.new_zeros(len(needed), 1)
+    return list(torch.cat([starts, ends], dim=1).to(torch.int32))
 
 
 def _entries(

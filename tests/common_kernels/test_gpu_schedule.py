@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,11 @@ def test_entries_hold_the_table(taps: int, rows: int, density: float, tile: int,
     """Each split lists every valid pair once, in the tile of its row, and no tap that its tile does not need."""
     table = random_table(taps, rows, 500, density).to(device)
     schedule = Schedule.of(gpu_schedule.map_schedule(table, tile))
-    assert len(schedule.splits) == gpu_schedule.max_splits(taps)
+    assert len(schedule.work) == gpu_schedule.max_splits(taps)
     n_tiles = -(-rows // tile)
-    for n_groups, split in enumerate(schedule.splits, start=1):
+    for n_groups, work in enumerate(schedule.work, start=1):
+        split = schedule.split(n_groups)
+        assert len(split.taps) == work
         assert {t.dtype for t in (split.order, split.offsets, split.taps, split.source)} == {torch.int32}
         assert split.order.shape == (n_groups, rows)
         assert split.offsets.shape == (n_groups, n_tiles + 1)
@@ -70,7 +73,7 @@ def test_pairs_by_tap(taps: int, rows: int, density: float, device: str) -> None
     assert schedule.pairs.dtype == torch.int32 and schedule.pair_offsets.dtype == torch.int64
     offsets = schedule.pair_offsets.tolist()
     assert offsets[0] == 0 and offsets[-1] == schedule.pairs.shape[1]
-    for tap, (begin, end) in enumerate(zip(offsets, offsets[1:])):
+    for tap, (begin, end) in enumerate(itertools.pairwise(offsets)):
         source, target = schedule.pairs[:, begin:end]
         assert torch.equal(target, (table[tap] >= 0).nonzero()[:, 0].int())
         assert torch.equal(source, table[tap, target.long()])
@@ -104,8 +107,7 @@ def test_rows_with_equal_taps_share_tiles() -> None:
     """Four kinds of rows in turn become four runs: each tile of one kind multiplies that kind's taps only."""
     kinds = torch.rand(27, 4) < 0.5
     table = torch.where(kinds[:, torch.arange(1024) % 4], 7, -1).to(torch.int32)
-    split = Schedule.of(gpu_schedule.map_schedule(table)).splits[0]
-    assert len(split.taps) == 2 * int(kinds.sum())
+    assert Schedule.of(gpu_schedule.map_schedule(table)).work[0] == 2 * int(kinds.sum())
 
 
 def test_work_on_a_real_cloud(data_dir: Path) -> None:
@@ -116,9 +118,15 @@ def test_work_on_a_real_cloud(data_dir: Path) -> None:
     table = kernel_map(coords, (voxels.max(0) + 1).tolist(), 3, batch_size=1).table
     n_pairs = int((table >= 0).sum())
     for tile, expected in ((32, [1.68, 1.15, 1.03]), (128, [1.93, 1.32, 1.09])):
-        splits = Schedule.of(gpu_schedule.map_schedule(table, tile)).splits
-        ratios = [len(split.taps) * tile / n_pairs for split in splits]
+        ratios = [work * tile / n_pairs for work in Schedule.of(gpu_schedule.map_schedule(table, tile)).work]
         assert ratios == pytest.approx(expected, rel=0.03)
+
+
+def test_unknown_split_is_rejected() -> None:
+    schedule = Schedule.of(gpu_schedule.map_schedule(random_table(8, 10, 10, 0.5)))
+    for n_groups in (0, 2):
+        with pytest.raises(ValueError, match="has 1 to 1 splits"):
+            schedule.split(n_groups)
 
 
 @pytest.mark.parametrize("taps", [1, 8, 27])
