@@ -43,10 +43,7 @@ def test_opcheck(n, device):
     torch.library.opcheck(torch.ops.trisparse.compact.default, (torch.rand(n, device=device) < 0.5,))
 
 
-def test_compiles_as_one_graph(device, monkeypatch):
-    # Without this switch torch breaks the graph at every operator whose output size depends on data, nonzero included.
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
-
+def test_compiles_as_one_graph(device):
     def kept(x):
         index = compact(x > 0)
         return index * 2
