@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from common_kernels import KernelMap, gather_gemm
 from common_kernels.gather_gemm import ACTIVATIONS
 from common_kernels.kernel_map import per_axis
-from pointcloud.coordinates import Coordinates, Geometry, IndiceData, describe
+from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
 from pointcloud.functional import depthwise
 from pointcloud.modules import SparseModule
-from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo, check_same_coordinates
+from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
 
 Size = int | Sequence[int]
 LAYOUTS = ("KRSC", "RSKC", "RSCK")
@@ -171,7 +171,7 @@ class SparseConvolution(SparseModule):
             raise ValueError("add_input and residual are two names of the same thing: give one of them")
         map, coordinates, keys = self._find(input)
         if add_input is not None:
-            check_same_coordinates(SparseConvTensor.over(coordinates, add_input.features), add_input)
+            check_same_coordinates(coordinates, add_input.coordinates)
             residual = add_input.features
         out = self._convolve(input.features, map, residual)
         count = self.get_max_num_voxels()
@@ -192,7 +192,6 @@ class SparseConvolution(SparseModule):
         if self.conv1x1:
             return None, input.coordinates, input.indice_dict
         if self.inverse:
-            assert self.indice_key is not None
             known = input.find_inverse(self.kernel_size, self.indice_key)
             return known.link.inverse(known.source), known.source, input.indice_dict
         found = input.find_map(self.geometry, self.indice_key)
@@ -274,7 +273,7 @@ class SparseConvolution(SparseModule):
         if not self.inverse:
             parts.append(f"stride={self.stride}")
         plain = {"padding": 0, "dilation": 1, "output_padding": 0}
-        parts += [f"{name}={getattr(self, name)}" for name, usual in plain.items() if set(getattr(self, name)) != {usual}]
+        parts += [f"{key}={getattr(self, key)}" for key, usual in plain.items() if set(getattr(self, key)) != {usual}]
         if self.groups != 1:
             parts.append(f"groups={self.groups}")
         if self.bias is None:
@@ -288,13 +287,14 @@ class SparseConvolution(SparseModule):
 
 def sizes(value: Any, ndim: int, name: str, minimum: int) -> list[int]:
     """`value` as one int per axis; integers of numpy count as such."""
-    if hasattr(value, "__index__") and getattr(value, "ndim", 0) == 0:
-        value = int(value)
-    elif hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, (int, Sequence)):
+    numbers = [_integer(v) for v in value] if isinstance(value, Iterable) else _integer(value)
+    if not isinstance(numbers, (int, list)):
         raise ValueError(f"{name} must be an int or {ndim} ints of at least {minimum}, got {value!r}")
-    return per_axis(value, ndim, name, minimum)
+    return per_axis(numbers, ndim, name, minimum)
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if hasattr(value, "__index__") else value
 
 
 def convert_weight(weight: Tensor, layout: str) -> Tensor:

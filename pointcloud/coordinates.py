@@ -125,6 +125,7 @@ class Coordinates:
             target._checked = True
             return Link(found, target)
 
+    @torch.compiler.disable
     def check(self) -> None:
         """Raise ValueError for a coordinate outside of the grid, and for one that occurs twice."""
         self._check_unmodified()
@@ -182,6 +183,16 @@ class IndiceData:
 
     def __str__(self) -> str:
         return f"{self.geometry} over {self.source}"
+
+
+def check_same_coordinates(a: Coordinates, b: Coordinates) -> None:
+    """Raise ValueError where two tensors do not name the same cells in the same order."""
+    if not a.same_as(b):
+        other = ", but other cells" if str(a) == str(b) else ""
+        raise ValueError(
+            f"the tensors must have the same coordinates in the same order, got {a} and {b}{other}; "
+            "sparse_add adds over the union"
+        )
 
 
 def describe(x: Tensor) -> str:

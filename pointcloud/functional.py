@@ -99,7 +99,9 @@ class _Depthwise(torch.autograd.Function):
             turned = weight.flip(0) if ctx.mirrored else weight
             grad_x = _Depthwise.apply(grad, turned, transposed, table, ctx.mirrored)
         if ctx.needs_input_grad[1]:
-            products = torch.stack([(gather_rows(x, rows) * grad).sum(0) for rows in table])
+            # segment_reduce rather than sum, whose order of addition depends on the number of threads.
+            whole = torch.tensor([0, len(grad)], device=grad.device)
+            products = torch.cat([segment_reduce(gather_rows(x, rows) * grad, whole) for rows in table])
             grad_weight = products.sum(1, keepdim=True) if weight.shape[1] == 1 else products
         return grad_x, grad_weight, None, None, None
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pointcloud.tensor import SparseConvTensor, check_same_coordinates
+from pointcloud.coordinates import check_same_coordinates
+from pointcloud.tensor import SparseConvTensor
 
 
 class SparseModule(nn.Module):
@@ -46,15 +47,14 @@ class SparseSequential(SparseModule):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return list(self.children_in_order())[index]
-
-    def children_in_order(self) -> Iterator[nn.Module]:
-        """The modules in the order in which they run, a module used twice twice."""
+    def __iter__(self) -> Iterator[nn.Module]:
         return (module for module in self._modules.values() if module is not None)
 
+    def __getitem__(self, index: int) -> nn.Module:
+        return list(self)[index]
+
     def forward(self, input: Any) -> Any:
-        for module in self.children_in_order():
+        for module in self:
             if isinstance(input, SparseConvTensor) and not is_spconv_module(module):
                 input = input.replace_feature(_apply(module, input.features))
             else:
@@ -131,7 +131,7 @@ class JoinTable(SparseModule):
 
     def forward(self, input: list[SparseConvTensor]) -> SparseConvTensor:
         for x in input[1:]:
-            check_same_coordinates(input[0], x)
+            check_same_coordinates(input[0].coordinates, x.coordinates)
         return input[0].replace_feature(torch.cat([x.features for x in input], 1))
 
 

@@ -88,7 +88,7 @@ class SparsePool(SparseModule):
     def extra_repr(self) -> str:
         parts = [f"kernel_size={self.kernel_size}, stride={self.stride}"]
         plain = {"padding": 0, "dilation": 1}
-        parts += [f"{name}={getattr(self, name)}" for name, usual in plain.items() if set(getattr(self, name)) != {usual}]
+        parts += [f"{key}={getattr(self, key)}" for key, usual in plain.items() if set(getattr(self, key)) != {usual}]
         if self.subm:
             parts.append("subm=True")
         if self.indice_key is not None:

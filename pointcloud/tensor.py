@@ -13,7 +13,7 @@ from torch import Tensor
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map.reference import check_coords
 from common_kernels.segment_reduce import segment_reduce
-from pointcloud.coordinates import Coordinates, Geometry, IndiceData, describe
+from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
 
 REDUCTIONS = ("sum", "mean", "max", "first")
 
@@ -181,8 +181,8 @@ class SparseConvTensor:
         """
         self.coordinates.check()
         cells = self._features.new_zeros(self.batch_size * self.spatial_size, self._features.shape[1])
-        grid = cells.index_copy(0, self.coordinates.keys(), self._features)
-        grid = grid.view(self.batch_size, *self.spatial_shape, -1 if grid.numel() else self._features.shape[1])
+        filled = cells.index_copy(0, self.coordinates.keys(), self._features)
+        grid = filled.view(self.batch_size, *self.spatial_shape, self._features.shape[1])
         return grid.movedim(-1, 1).contiguous() if channels_first else grid
 
     @classmethod
@@ -198,6 +198,7 @@ class SparseConvTensor:
         """What the `indice_key` stands for, None if it is not known."""
         return None if key is None else self.indice_dict.get(key)
 
+    @torch.compiler.disable  # a search whose result is kept: torch.compile would gain nothing and retrace often
     def find_map(self, geometry: Geometry, indice_key: str | None) -> IndiceData:
         """The kernel map of a layer with this geometry, found once for these coordinates.
 
@@ -215,7 +216,8 @@ class SparseConvTensor:
         self.coordinates.adopt(geometry, known.link)
         return IndiceData(self.coordinates, geometry, known.link)
 
-    def find_inverse(self, kernel_size: Sequence[int], indice_key: str) -> IndiceData:
+    @torch.compiler.disable
+    def find_inverse(self, kernel_size: Sequence[int], indice_key: str | None) -> IndiceData:
         """The map whose outputs are this tensor's coordinates, registered under the key by an earlier layer.
 
         Raises:
@@ -257,9 +259,8 @@ class SparseConvTensor:
         """
         features = self._features.to(*args, **kwargs)
         coordinates = self.coordinates.to(features.device)
-        return SparseConvTensor.over(
-            coordinates, features, self.indice_dict if coordinates is self.coordinates else None
-        )
+        moved = coordinates is not self.coordinates
+        return SparseConvTensor.over(coordinates, features, None if moved else self.indice_dict)
 
     def cpu(self) -> SparseConvTensor:
         """The same tensor in main memory."""
@@ -276,7 +277,7 @@ class SparseConvTensor:
     def __add__(self, other: SparseConvTensor | Tensor) -> SparseConvTensor:
         """Sum of features [N, C] of tensors with the same coordinates; `sparse_add` takes different ones."""
         if isinstance(other, SparseConvTensor):
-            check_same_coordinates(self, other)
+            check_same_coordinates(self.coordinates, other.coordinates)
             return self.replace_feature(self._features + other._features)
         if isinstance(other, Tensor):
             return self.replace_feature(self._features + other)
@@ -289,15 +290,6 @@ class SparseConvTensor:
         return (
             f"SparseConvTensor(features={describe(x)}, spatial_shape={self.spatial_shape}, "
             f"batch_size={self.batch_size}, device={x.device})"
-        )
-
-
-def check_same_coordinates(a: SparseConvTensor, b: SparseConvTensor) -> None:
-    """Raise ValueError where two tensors do not have the same coordinates in the same order."""
-    if not a.coordinates.same_as(b.coordinates):
-        raise ValueError(
-            f"the tensors must have the same coordinates in the same order, got {a.coordinates} and {b.coordinates}"
-            f"{', but other cells' if str(a.coordinates) == str(b.coordinates) else ''}; sparse_add adds over the union"
         )
 
 
