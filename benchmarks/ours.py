@@ -23,8 +23,8 @@ def network(
     import pointcloud
 
     model, _ = _model(work, weights, width, device)
-    fast = pointcloud.accelerate(model.eval(), dtype=dtype)
-    features = work.features.to(device, dtype)
+    fast = pointcloud.accelerate(model.eval(), dtype=None if dtype == torch.float32 else dtype)
+    features = work.features.to(device)
     kept = peers.tensor_of(pointcloud, work, features)
 
     @torch.no_grad()
