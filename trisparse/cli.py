@@ -1,0 +1,187 @@
+"""The command `trisparse`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from trisparse import text
+from trisparse.version import __version__
+
+# Heavy imports stand inside of the commands: `trisparse --help` must not wait for torch.
+app = typer.Typer(
+    help="Point-cloud, video and language models made fast by not computing what carries no information.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# typer reads these at run time, on Python 3.10 too, hence Optional and not `| None`.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Model = Annotated[str, typer.Option(help="A name that `trisparse models` lists, or a weights file.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 where the CPU computes it faster.")]
+Threads = Annotated[Optional[int], typer.Option(min=1, help="Threads; all cores by default.")]  # noqa: UP045
+DEFAULT_MODEL = "minkunet14-streets"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"trisparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Point-cloud, video and language models made fast by not computing what carries no information."""
+
+
+@app.command()
+def segment(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="A cloud (.bin .pcd .ply .las .laz .npy .npz .txt .xyz .csv .pts), several, or a folder."),
+    ],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="PLY to write; a folder for several clouds."),
+    ] = None,
+    picture: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PNG to write (bird's eye and range view); a folder for several clouds."),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    format: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Format, where the suffix does not tell: kitti nuscenes bin pcd ply las npy npz text."),
+    ] = None,
+    columns: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Columns of a file that does not name them, as in "x y z intensity _" (_ skips one).'),
+    ] = None,
+    invalid: Annotated[str, typer.Option(help="Points that are not finite: error, or drop them.")] = "error",
+    debug: Debug = False,
+) -> None:
+    """Label every point of LiDAR sweeps: sensor at the origin, z up, metres.
+
+    Exit code 0, or 2 for an error, or 1 where some of several clouds failed and the others were done.
+    """
+    with _errors(debug):
+        from trisparse import segmenting
+
+        _set_threads(threads)
+        jobs = segmenting.plan(files, output, picture)
+        reading = segmenting.Reading(format, columns, invalid)
+        if len(jobs) == 1 and jobs[0].source in files:
+            # First the file: an error in its name should not wait for the network.
+            cloud, seconds = segmenting.read(jobs[0], reading)
+            segmenter = segmenting.load_segmenter(model, dtype)
+            result = segmenting.label(cloud, seconds, segmenter, jobs[0])
+            print(f"{jobs[0].source}\n{segmenting.describe(result, segmenter)}")
+            for target in filter(None, (jobs[0].output, jobs[0].picture)):
+                print(f"wrote {target}")
+            return
+        segmenter = segmenting.load_segmenter(model, dtype)
+        segmenting.make_folders(jobs)
+    failed = 0
+    for i, job in enumerate(jobs):
+        try:
+            result = segmenting.label(*segmenting.read(job, reading), segmenter, job)
+        except (ValueError, OSError) as error:
+            failed += 1
+            _report(error, debug)
+            continue
+        total = text.seconds(sum(result.seconds.values()))
+        found = ", ".join(f"{name} {n:,}" for name, n in result.segmentation.counts().items())
+        print(f"{i + 1}/{len(jobs)} {job.source.name}: {len(result.cloud):,} points, {total}: {found}", flush=True)
+    if failed:
+        print(f"trisparse: {failed} of {len(jobs)} clouds failed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(debug: Debug = False) -> None:
+    """List the pretrained networks with what they are for and how well they do it."""
+    with _errors(debug):
+        from trisparse import zoo
+
+        names = zoo.list_pretrained()
+        if not names:
+            print("no pretrained networks are installed")
+        for name in names:
+            card = zoo.load_pretrained(name).card
+            size = zoo.weights_file(name).stat().st_size / 1e6
+            print(f"{name}  ({size:.2f} MB)\n  {card.description}")
+            arguments = ", ".join(f"{key}={value}" for key, value in card.arguments.items())
+            print(f"  network   {card.architecture}({arguments})")
+            print(f"  classes   {', '.join(card.class_names)}")
+            print(f"  voxels    {card.voxel_size:g} m")
+            if "mean_iou" in card.results:
+                print(f"  held out  mean IoU {card.results['mean_iou']:.3f} on {card.results.get('sweeps', '?')} sweeps")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
+    model: Model = DEFAULT_MODEL,
+    compare: Annotated[bool, typer.Option(help="Time spconv and ours side by side.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Label a simulated sweep and the real ones at hand, compare with spconv, write a page with pictures.
+
+    Real sweeps are looked for in $TRISPARSE_DATA, else in ../shared/data.
+    """
+    with _errors(debug):
+        from trisparse.demo import run
+
+        page = run(output, model, compare)
+        print(f"\nopen {page}")
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Say what this machine has, and whether the kernels compile and agree with their references.
+
+    Exit code 1 where a check fails.
+    """
+    with _errors(debug):
+        from trisparse.doctor import examine
+
+        healthy = examine()
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """One line on stderr and exit code 2 for what a user can put right."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        _report(error, debug)
+        raise typer.Exit(2) from None
+
+
+def _report(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"trisparse: error: {text.one_line(error)}", file=sys.stderr, flush=True)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

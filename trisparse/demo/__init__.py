@@ -1,0 +1,60 @@
+"""The demonstration: sweeps labelled, spconv and ours side by side, one page with pictures."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from trisparse import machine, segmenting, text
+from trisparse.demo import comparison, scenes
+from trisparse.demo.report import Page, write_page
+
+
+def run(folder: Path, model: str, compare: bool = True) -> Path:
+    """Label the sweeps, time the peers, print the findings, write everything to `folder`; the path of the page.
+
+    Raises:
+        ValueError, OSError: an unknown model, a folder that cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    segmenter = segmenting.load_segmenter(model, "auto")
+    found, skipped = scenes.scenes()
+    shown = []
+    for scene in found:
+        print(f"{scene.title}", flush=True)
+        result = scenes.label_scene(scene, segmenter, folder)
+        print(segmenting.describe(result.result, segmenter))
+        if result.mean_iou is not None:
+            print(f"\n  against the true labels: {result.accuracy:.1%} of the points right, mean IoU {result.mean_iou:.3f}")
+        print()
+        shown.append(result)
+
+    table = None
+    if compare:
+        # The cloud that needs no data, so that the table means the same on every machine.
+        print("spconv and ours, one sweep, the same weights (medians; a minute)", flush=True)
+        table = comparison.compare(shown[0].result.cloud)
+        skipped += table.skipped
+        print(text.table(table.cells(), comparison.HEADER, left=4))
+        print(f"  {table.caption}")
+    else:
+        skipped.append("the comparison with spconv: not wanted (--no-compare)")
+    print("".join(f"\nskipped: {reason}" for reason in skipped))
+    page = Page(
+        scenes=shown,
+        comparison=table,
+        card=segmenter.model.card,  # type: ignore[arg-type]
+        model=model,
+        dtype=segmenting.computes_in(segmenter),
+        threads=torch.get_num_threads(),
+        skipped=skipped,
+        cpu=machine.cpu(),
+        features=machine.cpu_features(),
+        gpu=machine.gpu(),
+        load=machine.load(),
+        versions=machine.versions(),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+    )
+    return write_page(page, folder / "report.html")

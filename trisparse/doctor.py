@@ -1,0 +1,174 @@
+"""`trisparse doctor`: what is here, and whether the kernels compute what they should."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common_kernels.compact import compact
+from common_kernels.compact import reference as compact_reference
+from common_kernels.coordinate_table import CoordinateTable
+from common_kernels.gather_gemm import gather_gemm
+from common_kernels.gather_gemm import reference as gather_gemm_reference
+from common_kernels.gather_rows import gather_rows, scatter_add_rows
+from common_kernels.gather_rows import reference as gather_rows_reference
+from common_kernels.kernel_map import kernel_map
+from common_kernels.kernel_map import reference as kernel_map_reference
+from common_kernels.segment_reduce import reference as segment_reduce_reference
+from common_kernels.segment_reduce import segment_reduce
+from trisparse import machine, text
+from trisparse.progress import compiling
+from trisparse.zoo import list_pretrained
+
+
+def examine() -> bool:
+    """Print all findings; whether every check passed."""
+    print("versions")
+    print("\n".join(f"  {name:<12}{version}" for name, version in machine.versions().items()))
+    print("\nmachine")
+    print(f"  CPU         {machine.cpu()}")
+    print(f"  features    {' '.join(machine.cpu_features()) or 'unknown'}")
+    print(f"  kernels     {_vector_units()}")
+    print(f"  threads     {torch.get_num_threads()}")
+    print(f"  GPU         {machine.gpu() or 'none: everything runs on the CPU'}")
+    print("\noptional packages")
+    for name, version in machine.optional_packages().items():
+        missing = f"missing: pip install 'trisparse[{machine.OPTIONAL[name]}]'"
+        print(f"  {name:<12}{version or missing}")
+    print(f"\npretrained\n  {', '.join(list_pretrained()) or 'none'}")
+
+    print("\nkernels against their references")
+    healthy = True
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for name, check in CHECKS.items():
+            try:
+                with compiling(f"{name} for {device}"):
+                    finding, passed = check(device)
+            # A broken compiler or driver may raise anything, and the other checks should still run.
+            except Exception as error:
+                finding, passed = f"{type(error).__name__}: {text.one_line(error)}", False
+            healthy &= passed
+            print(f"  {name:<18}{device:<6}{'ok' if passed else 'FAILED'}  {finding}", flush=True)
+
+    folder = cache_folder()
+    print("\ncache of compiled CPU kernels")
+    if folder is None:
+        print("  no folder that could be written to: kernels are compiled again by every process; set NUMBA_CACHE_DIR")
+        healthy = False
+    else:
+        print(f"  {folder}")
+    print(f"\n{'all well' if healthy else 'something is wrong, see above'}")
+    return healthy
+
+
+def _vector_units() -> str:
+    from common_kernels import simd
+
+    return f"vectors of {simd.LANES} floats, bf16 products {'in hardware' if simd.HAS_BF16_DOT else 'through fp32'}"
+
+
+def _sample(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Cells of a bumpy surface [N, 4] int32 in a 24-cell grid, and features [N, 32]."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
+    z = (8 + 4 * torch.sin(x / 3.0) + 3 * torch.cos(y / 4.0)).long()
+    cells = torch.stack([torch.zeros_like(x), x, y, z], -1).reshape(-1, 4).int()
+    return cells.to(device), torch.randn(len(cells), 32, generator=generator).to(device, dtype)
+
+
+def _equal(found: Tensor, expected: Tensor) -> tuple[str, bool]:
+    return "equal", torch.equal(found, expected)
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> tuple[str, bool]:
+    worst = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+    return f"differs by {worst:.1e} of the largest value", worst <= tolerance
+
+
+def _check_gather(device: str) -> tuple[str, bool]:
+    _, x = _sample(device)
+    index = torch.randint(-1, len(x), (700,), generator=torch.Generator().manual_seed(1)).to(device)
+    return _equal(gather_rows(x, index), gather_rows_reference.gather_rows(x, index))
+
+
+def _check_scatter(device: str) -> tuple[str, bool]:
+    _, x = _sample(device)
+    index = torch.randint(-1, 99, (len(x),), generator=torch.Generator().manual_seed(1)).to(device)
+    expected = gather_rows_reference.scatter_add_rows(x.double(), index, 99)
+    return _close(scatter_add_rows(x, index, 99), expected, 1e-6)
+
+
+def _check_compact(device: str) -> tuple[str, bool]:
+    mask = _sample(device)[1][:, 0] > 0
+    return _equal(compact(mask), compact_reference.compact(mask))
+
+
+def _check_reduce(device: str) -> tuple[str, bool]:
+    _, x = _sample(device)
+    offsets = torch.tensor([0, 5, 5, 130, len(x)], device=device)
+    return _close(
+        segment_reduce(x, offsets, "mean"), segment_reduce_reference.segment_reduce(x.double(), offsets, "mean"), 1e-6
+    )
+
+
+def _check_table(device: str) -> tuple[str, bool]:
+    keys = torch.randperm(500, generator=torch.Generator().manual_seed(1)).to(device)
+    rows = CoordinateTable(keys).lookup(torch.arange(510, device=device))
+    expected = torch.full((510,), -1, dtype=torch.int32, device=device)
+    expected[keys] = torch.arange(500, dtype=torch.int32, device=device)
+    return _equal(rows, expected)
+
+
+def _check_map(device: str) -> tuple[str, bool]:
+    cells, _ = _sample(device)
+    found = kernel_map(cells, [24] * 3, 3, batch_size=1)
+    ones, zeros = [1] * 3, [0] * 3
+    arguments = ([24] * 3, [24] * 3, [3] * 3, ones, zeros, ones, 1, "submanifold")
+    _, expected = kernel_map_reference.kernel_map(cells.cpu(), *arguments)
+    return _equal(found.table.cpu(), expected)
+
+
+def _check_gemm(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple[str, bool]]:
+    def check(device: str) -> tuple[str, bool]:
+        cells, x = _sample(device, dtype)
+        found = kernel_map(cells, [24] * 3, 3, batch_size=1)
+        weight = torch.randn(27, 32, 64, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+        expected = gather_gemm_reference.gather_gemm(
+            x.double(), found.table, weight.double(), None, None, "none"
+        )
+        return _close(gather_gemm(x, found, weight), expected, tolerance)
+
+    return check
+
+
+CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
+    "gather_rows": _check_gather,
+    "scatter_add_rows": _check_scatter,
+    "compact": _check_compact,
+    "segment_reduce": _check_reduce,
+    "CoordinateTable": _check_table,
+    "kernel_map": _check_map,
+    "gather_gemm fp32": _check_gemm(torch.float32, 1e-5),
+    "gather_gemm bf16": _check_gemm(torch.bfloat16, 1e-2),
+}
+
+
+def cache_folder() -> Path | None:
+    """Where Numba keeps the compiled kernels of this installation, None where it cannot."""
+    from common_kernels.gather_rows import cpu
+
+    kernels = (value for value in vars(cpu).values() if hasattr(value, "stats") and hasattr(value, "py_func"))
+    path = next((kernel.stats.cache_path for kernel in kernels if kernel.stats.cache_path), None)
+    if path is None:
+        return None
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError:
+        return None
