@@ -73,7 +73,7 @@ def accelerate(model: Model, dtype: str | torch.dtype | None = None, fold: bool 
             f"model must be in eval mode, but {training[0]} ({len(training)} modules in all) is in training mode: "
             "call model.eval() first"
         )
-    fast = copy.deepcopy(model)
+    fast = copy.deepcopy(model).requires_grad_(False)
     counts: Counter[str] = Counter()
     if fold:
         _check_statistics(fast)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -159,7 +160,9 @@ def devoxelize(
     check_finite(xyz)
     batch_index, _ = _batch(batch_index, voxels.batch_size, xyz)
     if mode == "nearest":
-        return gather_rows(voxels.features, _Lookup(voxels, grid, batch_index).rows(grid.cells(xyz)))
+        cells = grid.cells(xyz)
+        rows = _Lookup(voxels, grid).rows(cells.unbind(1), grid.inside(cells), batch_index)
+        return gather_rows(voxels.features, rows)
     return _trilinear(voxels, grid, xyz, batch_index, align)
 
 
@@ -168,42 +171,46 @@ def _trilinear(
 ) -> Tensor:
     # In cells, from the point that carries the features of cell 0.
     position = grid.position(xyz) - (0.5 if align == "center" else 0.0)
-    # Points far away have no corner in the grid; clamped, they also fit into int64.
-    base = position.detach().floor().clamp(-2, max(grid.shape) + 1)
-    upper = position - base
-    lookup = _Lookup(voxels, grid, batch_index)
+    lookup = _Lookup(voxels, grid)
+    # Per axis and side (lower, upper): cell, whether it is in the grid, weight.
+    sides = []
+    for column, extent in zip(position.unbind(1), grid.shape):
+        # Points far away have no corner in the grid; clamped, they also fit into int64.
+        base = column.detach().floor().clamp(-2, extent + 1)
+        upper = column - base
+        lower_cell = base.long()
+        cells = (lower_cell, lower_cell + 1)
+        sides.append([(c, (c >= 0) & (c < extent), w) for c, w in zip(cells, (1 - upper, upper))])
     rows, weights = [], []
-    for corner in range(8):
-        bits = [corner >> 2 & 1, corner >> 1 & 1, corner & 1]
-        found = lookup.rows(base.long() + torch.tensor(bits, device=xyz.device))
-        weight = torch.stack([upper[:, i] if bit else 1 - upper[:, i] for i, bit in enumerate(bits)]).prod(0)
+    for corner in itertools.product(*sides):
+        cells, inside, factors = zip(*corner)
+        found = lookup.rows(cells, inside[0] & inside[1] & inside[2], batch_index)
         rows.append(found)
-        weights.append(torch.where(found >= 0, weight, 0.0))
-    total = torch.stack(weights).sum(0)
-    total = torch.where(total > 0, total, 1.0)
+        weights.append(torch.where(found >= 0, factors[0] * factors[1] * factors[2], 0.0))
+    total = sum(weights[1:], weights[0])
+    scale = 1 / torch.where(total > 0, total, 1.0)
     features = voxels.features
     out = features.new_zeros(xyz.shape[0], features.shape[1])
     for found, weight in zip(rows, weights):
-        out = out + (weight / total).to(features.dtype)[:, None] * gather_rows(features, found)
+        out = torch.addcmul(out, (weight * scale).to(features.dtype)[:, None], gather_rows(features, found))
     return out
 
 
 class _Lookup:
     """The row of the voxel in a cell of the grid."""
 
-    def __init__(self, voxels: SparseConvTensor, grid: VoxelGrid, batch_index: Tensor | None) -> None:
-        self.grid = grid
-        self.batch_index = batch_index
-        self.table = CoordinateTable(self._keys(voxels.indices[:, 1:].long(), voxels.indices[:, 0].long()))
+    def __init__(self, voxels: SparseConvTensor, grid: VoxelGrid) -> None:
+        self.shape = grid.shape
+        batch, *cells = voxels.indices.long().unbind(1)
+        self.table = CoordinateTable(self._keys(cells, batch))
 
-    def rows(self, cells: Tensor) -> Tensor:
-        """Rows [N] int32 of cells [N, 3] int64, -1 where there is no voxel."""
-        keys = self._keys(cells, self.batch_index)
-        return self.table.lookup(torch.where(self.grid.inside(cells), keys, -1))
+    def rows(self, cells: Sequence[Tensor], inside: Tensor, batch_index: Tensor | None) -> Tensor:
+        """Rows [N] int32 of cells given as one int64 [N] per axis, -1 where not inside or where there is no voxel."""
+        return self.table.lookup(torch.where(inside, self._keys(cells, batch_index), -1))
 
-    def _keys(self, cells: Tensor, batch_index: Tensor | None) -> Tensor:
-        key = cells[:, 0] if batch_index is None else batch_index * self.grid.shape[0] + cells[:, 0]
-        return (key * self.grid.shape[1] + cells[:, 1]) * self.grid.shape[2] + cells[:, 2]
+    def _keys(self, cells: Sequence[Tensor], batch_index: Tensor | None) -> Tensor:
+        key = cells[0] if batch_index is None else batch_index * self.shape[0] + cells[0]
+        return (key * self.shape[1] + cells[1]) * self.shape[2] + cells[2]
 
 
 def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tensor, Tensor]:
