@@ -1,5 +1,6 @@
 import itertools
 import os
+import signal
 import threading
 import time
 
@@ -125,6 +126,43 @@ def test_exception_in_one_chunk_waits_for_the_others(n_threads):
     with pytest.raises(KeyError, match="first chunk"):
         parallel_for(kernel, 100, 1)
     assert not running
+
+
+def test_chunks_not_begun_are_dropped_after_an_exception(n_threads):
+    calls = []
+
+    def kernel(begin, end):
+        calls.append(begin)
+        raise ValueError("every chunk fails")
+
+    with pytest.raises(ValueError, match="every chunk fails"):
+        parallel_for(kernel, 1000, 1)
+    assert len(calls) <= n_threads
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no pthread_kill on this system")
+def test_interrupt_waits_until_no_thread_writes():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    helper_began, helper_ended = threading.Event(), threading.Event()
+    main = threading.get_ident()
+
+    def kernel(begin, end):
+        if threading.get_ident() == main:
+            assert helper_began.wait(30)
+        else:
+            helper_began.set()
+            time.sleep(0.1)  # the caller has run out of chunks and waits
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.2)
+            helper_ended.set()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            parallel_for(kernel, 2, 1)
+        assert helper_ended.is_set()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_arrays_are_released_after_the_call(n_threads):
