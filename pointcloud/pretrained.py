@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pointcloud.models import MinkUNet
 
@@ -61,7 +61,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
         name_or_path: a name of `list_pretrained()`, or a `.safetensors` file written by `save_pretrained`.
 
     Raises:
-        ValueError: an unknown name, or a file that is not such a file.
+        ValueError: an unknown name, or a file that is not such a file or whose tensors do not fit its card.
     """
     path = WEIGHTS / f"{name_or_path}.safetensors"
     if str(name_or_path) not in list_pretrained():
@@ -76,26 +76,65 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            # Copies: a tensor that stays mapped would change, or kill the process, with the file.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if "card" not in metadata:
-        raise ValueError(f"{path} holds no model card: expected a file written by pointcloud.pretrained.save_pretrained")
-    fields = json.loads(metadata["card"])
-    card = ModelCard(**{**fields, "class_names": tuple(fields["class_names"])})
-    model = card.build()
-    expected = model.state_dict()
-    model.load_state_dict({key: value.to(expected[key].dtype) if key in expected else value for key, value in state.items()})
+    card = _read_card(path, metadata)
+    try:
+        # Without memory: what the card asks for must be what the file holds before any of it is allocated.
+        with torch.device("meta"):
+            model = card.build()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: no {card.architecture} can be built from its card: {error}") from error
+    model.load_state_dict(_fitting(path, state, model), assign=True)
     model.card = card  # type: ignore[assignment]
     return model.eval()
 
 
+def _read_card(path: Path, metadata: dict[str, str]) -> ModelCard:
+    if "card" not in metadata:
+        raise ValueError(f"{path} holds no model card: expected a file written by pointcloud.pretrained.save_pretrained")
+    try:
+        stated = json.loads(metadata["card"])
+        card = ModelCard(**{**stated, "class_names": tuple(stated["class_names"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: its model card cannot be read: {error}") from error
+    texts = (card.description, card.architecture, *card.class_names)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(card.arguments, dict):
+        raise ValueError(f"{path}: its model card cannot be read: a field is of another type than ModelCard's")
+    if isinstance(card.voxel_size, bool) or not isinstance(card.voxel_size, (int, float)) or not card.voxel_size > 0:
+        raise ValueError(f"{path}: voxel_size in its card must be metres above 0, got {card.voxel_size!r}")
+    return card
+
+
+def _fitting(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors in the network's dtypes, if they are its tensors."""
+    expected = model.state_dict()
+    for what, keys in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
+        if keys:
+            raise ValueError(f"{path} {what} {len(keys)} tensors, {min(keys)!r} first: it does not fit its card")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise ValueError(f"{path}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
+    return {key: value.to(expected[key].dtype) for key, value in state.items()}
+
+
 def save_pretrained(model: nn.Module, card: ModelCard, path: str | os.PathLike[str]) -> None:
-    """Write weights and card; matrices in fp16, everything else as it is. The file appears whole or not at all."""
-    state = {
-        key: (value.half() if value.ndim > 1 and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in model.state_dict().items()
-    }
+    """Write weights and card; matrices in fp16, everything else as it is. The file appears whole or not at all.
+
+    Raises:
+        ValueError: a weight beyond the range of fp16.
+    """
+    state = {}
+    for key, value in model.state_dict().items():
+        value = value.detach().cpu()
+        if value.ndim > 1 and value.is_floating_point():
+            limit = torch.finfo(torch.float16).max
+            if value.numel() and not float(value.abs().max()) <= limit:
+                raise ValueError(f"{key} must be finite and within ±{limit:g}, the range of fp16, to be saved")
+            value = value.half()
+        state[key] = value.contiguous()
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

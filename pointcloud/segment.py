@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from common_kernels.gather_rows import gather_rows
 from pointcloud.points import PointCloud
 from pointcloud.tensor import SparseConvTensor
+from pointcloud.voxel_grid import check_finite
 from pointcloud.voxelize import voxelize
 
 N_FEATURES = 5
@@ -90,6 +91,8 @@ class Segmenter:
         card = getattr(model, "card", None)
         if card is None and (voxel_size is None or class_names is None):
             raise ValueError("voxel_size and class_names must be given for a model that load_pretrained did not return")
+        if not min_range >= 0:
+            raise ValueError(f"min_range must be metres from 0 on, got {min_range}")
         self.model = model
         self.voxel_size = card.voxel_size if voxel_size is None else voxel_size
         self.class_names = card.class_names if class_names is None else tuple(class_names)
@@ -97,13 +100,20 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, cloud: PointCloud) -> Segmentation:
-        """Label every point of a cloud in the frame of its sensor, z up, metres."""
+        """Label every point of a cloud in the frame of its sensor, z up, metres.
+
+        Raises:
+            ValueError: a coordinate that is not finite, a network whose logits are not one per class.
+        """
+        check_finite(cloud.xyz)  # NaN would pass for a point too near
         seconds: dict[str, float] = {}
         with _timed(seconds, "voxels"):
             kept = (cloud.xyz.square().sum(1) >= self.min_range**2).nonzero().squeeze(1)
             voxels, point_to_voxel = sweep_voxels(cloud.xyz[kept], self.voxel_size)
         with _timed(seconds, "network"):
             logits = self.model(voxels)
+        if logits.shape[1] != len(self.class_names):
+            raise ValueError(f"class_names must name the network's {logits.shape[1]} classes, got {self.class_names}")
         with _timed(seconds, "labels"):
             labels = torch.full((len(cloud),), -1, dtype=torch.int64, device=cloud.device)
             labels[kept] = gather_rows(logits.argmax(1), point_to_voxel)
