@@ -128,7 +128,14 @@ def describe(result: Result, segmenter: Segmenter) -> str:
         "",
         class_table(found) if len(result.cloud) else "  no points, no classes",
     ]
+    if "unlabelled" in found.counts():
+        lines.append(f"  unlabelled: {why_unlabelled(segmenter)}")
     return "\n".join(lines)
+
+
+def why_unlabelled(segmenter: Segmenter) -> str:
+    """The only reason for a point to have no label."""
+    return f"nearer to the sensor than {segmenter.min_range:g} m, its own car and beams without an echo"
 
 
 def class_table(found: Segmentation) -> str:

@@ -47,6 +47,7 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         comparison=table,
         card=segmenter.model.card,  # type: ignore[arg-type]
         model=model,
+        unlabelled=segmenting.why_unlabelled(segmenter),
         dtype=segmenting.computes_in(segmenter),
         threads=torch.get_num_threads(),
         skipped=skipped,

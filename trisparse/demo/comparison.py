@@ -89,7 +89,7 @@ def compare(cloud: PointCloud) -> Comparison:
     n_threads = torch.get_num_threads()
     spconv, skipped = _spconv()
     rows: list[Row] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), _quiet():
         for build in (_map_rows, _convolution_rows, _network_rows):
             group = build(work, spconv, n_threads)
             _measure(group)
@@ -105,14 +105,10 @@ def compare(cloud: PointCloud) -> Comparison:
 
 
 def _spconv() -> tuple[ModuleType | None, list[str]]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # torch warns of what spconv imports from it
     try:
         return importlib.import_module("spconv.pytorch"), []
     except ImportError as error:
         return None, [f"spconv: not installed ({error}); pip install 'trisparse[bench]'"]
-    finally:
-        logging.disable(level)
 
 
 def _threads(n_threads: int) -> list[int]:
@@ -243,6 +239,17 @@ def _judge(row: Row, found: Tensor, first: Tensor) -> None:
         row.agreement += f", {same:.2%} same class"
     if not row.agrees:
         row.agreement = f"DOES NOT AGREE: {row.agreement}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns once of how spconv's layers ask whether they are being traced."""
+    logger = logging.getLogger("torch.fx._symbolic_trace")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager

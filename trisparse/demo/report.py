@@ -24,6 +24,7 @@ class Page:
     comparison: Comparison | None
     card: ModelCard
     model: str
+    unlabelled: str
     dtype: str
     threads: int
     skipped: Sequence[str]
