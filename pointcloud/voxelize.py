@@ -148,10 +148,7 @@ def devoxelize(
         raise ValueError(
             "voxels must be a SparseConvTensor where points are coordinates, got a Tensor of features only"
         )
-    if grid is None and isinstance(voxels.coordinates, VoxelCoordinates):
-        grid = voxels.coordinates.voxel_grid
-    if grid is None:
-        raise ValueError("grid must be given: these voxels do not come from voxelize and know no place in space")
+    grid = grid_of(voxels) if grid is None else grid
     if grid.shape != tuple(voxels.spatial_shape):
         raise ValueError(f"grid must have the voxels' shape {list(voxels.spatial_shape)}, got {list(grid.shape)}")
     if points.ndim != 2 or points.shape[1] < 3:
@@ -164,6 +161,16 @@ def devoxelize(
         rows = _Lookup(voxels, grid).rows(cells.unbind(1), grid.inside(cells), batch_index)
         return gather_rows(voxels.features, rows)
     return _trilinear(voxels, grid, xyz, batch_index, align)
+
+
+def grid_of(voxels: SparseConvTensor) -> VoxelGrid:
+    """Where the voxels of `voxelize` lie, also after layers that keep their coordinates or come back to them.
+
+    Raises ValueError for a tensor that does not come from `voxelize`, or has passed a strided layer.
+    """
+    if not isinstance(voxels.coordinates, VoxelCoordinates):
+        raise ValueError("grid must be given: these voxels are not at the coordinates of voxelize, so it is not known")
+    return voxels.coordinates.voxel_grid
 
 
 def _trilinear(

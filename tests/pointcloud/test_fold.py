@@ -79,7 +79,7 @@ def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any) -> None:
         assert agreement.relative_difference < 1e-4 and agreement.top1 == 1.0, str(agreement)
     else:
         assert fast.acceleration.dtype == torch.bfloat16
-        assert 1e-6 < agreement.relative_difference < 0.05 and agreement.top1 > 0.985, str(agreement)
+        assert 1e-6 < agreement.relative_difference < 0.05 and agreement.top1 >= 0.995, str(agreement)
         with torch.no_grad():
             assert fast(x).dtype == torch.float32
 

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pointcloud.conv import SparseConv3d, SparseInverseConv3d
 from pointcloud.points import PointCloud
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
-from pointcloud.voxelize import devoxelize, voxelize
+from pointcloud.voxelize import devoxelize, grid_of, voxelize
 
 REDUCE = {
     "mean": lambda rows: rows.mean(0),
@@ -246,7 +247,7 @@ def test_trilinear(axes: str, align: str, device: str) -> None:
     asked = torch.cat([points, cloud(100, seed=1, dtype=torch.float64) * 1.5, torch.full((1, 4), 1e12)])
     batches = torch.cat([batch, torch.arange(101) % 2])
     got = devoxelize(voxels.to(device), asked.to(device), "trilinear", batch_index=batches.to(device), align=align)
-    grid = voxels.coordinates.voxel_grid
+    grid = grid_of(voxels)
     expected = brute_trilinear(voxels, grid, asked, batches.tolist(), 0.5 if align == "center" else 0.0)
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-9)
     assert not got[-1].any() and bool(got[:300].any(1).all())
@@ -278,6 +279,10 @@ def test_grid_goes_with_the_coordinates() -> None:
     voxels, _ = voxelize(points, 0.5)
     later = voxels.replace_feature(voxels.features * 2)
     torch.testing.assert_close(devoxelize(later, points, "trilinear"), 2 * devoxelize(voxels, points, "trilinear"))
+    down = SparseConv3d(4, 4, 2, 2, indice_key="d")(voxels)
+    assert grid_of(SparseInverseConv3d(4, 4, 2, "d")(down)) == grid_of(voxels) == grid_of(later)
+    with pytest.raises(ValueError, match="grid must be given"):
+        grid_of(down)
     bare = SparseConvTensor(voxels.features, voxels.indices, voxels.spatial_shape, 1)
     with pytest.raises(ValueError, match="grid must be given"):
         devoxelize(bare, points, "trilinear")
