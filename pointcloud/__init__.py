@@ -20,7 +20,6 @@ from pointcloud.conv import (
     SubMConv2d,
     SubMConv3d,
     SubMConv4d,
-    convert_weight,
 )
 from pointcloud.fold import Acceleration, accelerate
 from pointcloud.functional import sparse_add
@@ -54,6 +53,7 @@ from pointcloud.pool import (
     SparseMaxPool3d,
     SparseMaxPool4d,
 )
+from pointcloud.spconv_weights import convert_weight, load_spconv_state_dict
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
 from pointcloud.voxelize import devoxelize, voxelize
@@ -112,6 +112,7 @@ __all__ = [
     "devoxelize",
     "functional",
     "is_spconv_module",
+    "load_spconv_state_dict",
     "models",
     "modules",
     "pool",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common_kernels import KernelMap
-from pointcloud.conv import Size, sizes
+from pointcloud.convolution import Size, sizes
 from pointcloud.coordinates import Geometry, describe
 from pointcloud.functional import pool_samples, window_max, window_mean
 from pointcloud.modules import SparseModule

@@ -1,0 +1,264 @@
+"""The same values as spconv's CPU build, with copied weights; the same names, arguments and checkpoints.
+
+spconv's CPU build is right on one thread only (it shares a pointer between OpenMP threads), in training mode only (its
+eval mode rejects biases), and for grids below 2**31 cells.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pointcloud as pc
+from tests.pointcloud.dense_oracle import random_cloud
+
+sp = pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPES = {1: (40,), 2: (14, 15), 3: (9, 11, 10), 4: (5, 6, 4, 5)}
+LAYERS = [
+    *(("SubMConv", n, (4, 5, 3), {}) for n in (1, 2, 3, 4)),
+    ("SubMConv", 3, (4, 5, 5), {}), ("SubMConv", 3, (4, 5, (3, 1, 1)), {}), ("SubMConv", 3, (4, 5, 1), {}),
+    ("SubMConv", 3, (4, 5, 3), {"padding": 1, "dilation": 2}), ("SubMConv", 2, (4, 5, 3), {"bias": False}),
+    *(("SparseConv", n, (4, 5, 3, 2, 1), {}) for n in (1, 2, 3, 4)),
+    ("SparseConv", 3, (4, 5, 2, 2), {}), ("SparseConv", 3, (4, 5, 4, 2, 1), {}), ("SparseConv", 3, (4, 5, 1), {}),
+    ("SparseConv", 3, (4, 5, (3, 1, 1), (2, 1, 1)), {}), ("SparseConv", 3, (4, 5, 3, 2, (0, 1, 1)), {}),
+    ("SparseConv", 2, (4, 5, 3, 1, 1, 2), {}),
+    *(("SparseConvTranspose", n, (4, 5, 3, 2, 1), {}) for n in (1, 2, 3)),
+    ("SparseConvTranspose", 3, (4, 5, 2, 2), {}),
+]  # fmt: skip
+
+
+def name_of(case: tuple) -> str:
+    family, ndim, args, kwargs = case
+    return f"{family}{ndim}d{args}{kwargs or ''}".replace(" ", "")
+
+
+def theirs_of(x: pc.SparseConvTensor):
+    return sp.SparseConvTensor(x.features, x.indices, x.spatial_shape, x.batch_size)
+
+
+def assert_same(ours: pc.SparseConvTensor, theirs) -> None:
+    """Same grid, same cells, same features, whatever the order of the rows."""
+    assert ours.spatial_shape == list(theirs.spatial_shape) and ours.batch_size == theirs.batch_size
+    (a, a_order), (b, b_order) = (sorted_cells(x.indices) for x in (ours, theirs))
+    assert torch.equal(a, b)
+    torch.testing.assert_close(ours.features[a_order], theirs.features[b_order], rtol=1e-4, atol=1e-5)
+
+
+def sorted_cells(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.from_numpy(np.lexsort(indices.numpy().T[::-1]).copy())
+    return indices[order], order
+
+
+def in_training_mode(net: nn.Module, x):
+    with torch.no_grad():
+        return net.train()(x)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=name_of)
+def test_layers_with_copied_weights(case) -> None:
+    family, ndim, args, kwargs = case
+    ours = getattr(pc, f"{family}{ndim}d")(*args, **kwargs)
+    theirs = getattr(sp, f"{family}{ndim}d")(*args, **kwargs)
+    ours.load_state_dict(theirs.state_dict())
+    x = random_cloud(SHAPES[ndim], 4, share=0.2, dtype=torch.float32)
+    assert_same(ours(x), in_training_mode(theirs, theirs_of(x)))
+
+
+@pytest.mark.parametrize(("ndim", "args"), [(1, (2,)), (2, (3, 2, 1)), (3, (2,)), (3, (3, 2, 1)), (4, (2,))], ids=str)
+def test_max_pool(ndim: int, args: tuple) -> None:
+    x = random_cloud(SHAPES[ndim], 4, share=0.2, dtype=torch.float32)
+    theirs = in_training_mode(getattr(sp, f"SparseMaxPool{ndim}d")(*args), theirs_of(x))
+    assert_same(getattr(pc, f"SparseMaxPool{ndim}d")(*args, spconv_compat=True)(x), theirs)
+    positive = x.replace_feature(x.features.abs())
+    theirs = in_training_mode(getattr(sp, f"SparseMaxPool{ndim}d")(*args), theirs_of(positive))
+    assert_same(getattr(pc, f"SparseMaxPool{ndim}d")(*args)(positive), theirs)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3, 4])
+def test_inverse(ndim: int) -> None:
+    def build(lib):
+        layers = {
+            n: getattr(lib, f"{n}{ndim}d") for n in ("SubMConv", "SparseConv", "SparseInverseConv", "SparseMaxPool")
+        }
+        return lib.SparseSequential(
+            layers["SubMConv"](4, 8, 3, indice_key="sub"), nn.BatchNorm1d(8), nn.ReLU(),
+            layers["SparseConv"](8, 6, 3, 2, 1, indice_key="down"),
+            layers["SparseMaxPool"](2, indice_key="pool"), layers["SparseInverseConv"](6, 6, 2, "pool"),
+            layers["SparseInverseConv"](6, 5, 3, indice_key="down"), layers["SubMConv"](5, 3, 3, indice_key="sub"),
+        )  # fmt: skip
+
+    ours, theirs = build(pc), build(sp)
+    ours.load_state_dict(theirs.state_dict())
+    positive = random_cloud(SHAPES[ndim], 4, share=0.3, dtype=torch.float32)
+    ours[4].spconv_compat = True
+    y = ours.train()(positive)
+    assert y.coordinates is positive.coordinates
+    assert_same(y, in_training_mode(theirs, theirs_of(positive)))
+
+
+def u_net(lib) -> nn.Module:
+    """A small residual U-Net, as code for spconv is written."""
+
+    class Block(lib.SparseModule):
+        def __init__(self, n_in: int, n_out: int, key: str) -> None:
+            super().__init__()
+            self.body = lib.SparseSequential(
+                nn.BatchNorm1d(n_in), nn.ReLU(),
+                lib.SubMConv3d(n_in, n_out, kernel_size=3, padding=1, bias=False, indice_key=key),
+                nn.BatchNorm1d(n_out), nn.ReLU(),
+                lib.SubMConv3d(n_out, n_out, kernel_size=3, padding=1, bias=False, indice_key=key),
+            )  # fmt: skip
+            self.skip = lib.SparseSequential(lib.SubMConv3d(n_in, n_out, kernel_size=1, bias=False))
+
+        def forward(self, x):
+            y = self.body(x)
+            return y.replace_feature(y.features + self.skip(x).features)
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = lib.SparseSequential(lib.SubMConv3d(4, 8, 3, padding=1, bias=False, indice_key="subm1"))
+            self.enc = nn.ModuleList([Block(8, 8, "subm1"), Block(16, 16, "subm2"), Block(24, 24, "subm3")])
+            self.down = nn.ModuleList(
+                [lib.SparseConv3d(8, 16, 2, 2, bias=False, indice_key="spconv1"),
+                 lib.SparseConv3d(16, 24, 2, 2, bias=False, indice_key="spconv2")]
+            )  # fmt: skip
+            self.up = nn.ModuleList(
+                [lib.SparseInverseConv3d(24, 16, 2, indice_key="spconv2", bias=False),
+                 lib.SparseInverseConv3d(16, 8, 2, indice_key="spconv1", bias=False)]
+            )  # fmt: skip
+            self.dec = nn.ModuleList([Block(32, 16, "subm2"), Block(16, 8, "subm1")])
+
+        def forward(self, x):
+            x = self.stem(x)
+            skips = []
+            for i, block in enumerate(self.enc):
+                x = block(x)
+                if i < 2:
+                    skips.append(x)
+                    x = self.down[i](x)
+            for up, block in zip(self.up, self.dec):
+                x, skip = up(x), skips.pop()
+                x = block(x.replace_feature(torch.cat([x.features, skip.features], 1)))
+            return x
+
+    return UNet()
+
+
+def test_u_net() -> None:
+    ours, theirs = u_net(pc), u_net(sp)
+    ours.load_state_dict(theirs.state_dict())
+    x = random_cloud((24, 20, 16), 4, share=0.1, dtype=torch.float32)
+    y, z = ours.train()(x), in_training_mode(theirs, theirs_of(x))
+    assert_same(y, z)
+    # In eval mode too, with the statistics that both have just measured.
+    assert_same(ours.eval()(x), theirs.eval()(theirs_of(x)))
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dense_and_sparse_add() -> None:
+    from spconv.pytorch.functional import sparse_add
+
+    a, b = (random_cloud((6, 7, 5), 3, dtype=torch.float32) for _ in range(2))
+    assert torch.equal(a.dense(), theirs_of(a).dense())
+    assert torch.equal(a.dense(False), theirs_of(a).dense(False))
+    assert_same(pc.sparse_add(a, b), sparse_add(theirs_of(a), theirs_of(b)))
+    grid = a.dense(False)
+    assert_same(pc.SparseConvTensor.from_dense(grid), sp.SparseConvTensor.from_dense(grid))
+
+
+FAMILIES = ("SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv", "SparseMaxPool", "SparseAvgPool")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{f}{n}d" for f in FAMILIES for n in (1, 2, 3, 4) if f"{f}{n}d" != "SparseAvgPool4d"),
+        "SparseConvTensor", "SparseGlobalMaxPool", "SparseGlobalAvgPool", "SparseModule", "ToDense",
+    ],
+)  # fmt: skip
+def test_arguments(name: str) -> None:
+    """Every argument of spconv's, in its order and with its default; ours may have more, by keyword."""
+    ours, theirs = (list(inspect.signature(getattr(lib, name).__init__).parameters.values()) for lib in (pc, sp))
+    for a, b in zip(ours, theirs, strict=False):
+        assert (a.name, a.kind, a.default) == (b.name, b.kind, b.default)
+    assert len(ours) >= len(theirs)
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+def test_names() -> None:
+    ignored = {"functional", "ops", "conv", "core", "modules", "pool", "tables", "identity"}  # modules
+    public = {
+        n for n, v in vars(sp).items() if not n.startswith("_") and getattr(v, "__module__", "").startswith("spconv")
+    }
+    assert public - ignored - set(pc.__all__) == {"assign_name_for_sparse_modules"}
+    methods = {n for n in vars(sp.SparseConvTensor) if not n.startswith("_")}
+    assert {n for n in methods if not hasattr(pc.SparseConvTensor, n)} == {"is_quantized", "q_scale", "dequantize"}
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_checkpoints_load_strictly_both_ways(record: bool) -> None:
+    def build(lib):
+        return lib.SparseSequential(
+            lib.SubMConv3d(4, 8, 3), nn.BatchNorm1d(8), lib.SparseConv3d(8, 8, 2, 2, record_voxel_count=record),
+            lib.SparseMaxPool3d(2, record_voxel_count=record), lib.SparseInverseConv3d(8, 4, 2, "k", bias=False),
+            lib.SparseBatchNorm(4),
+        )  # fmt: skip
+
+    ours, theirs = build(pc), build(sp)
+    assert {k: (v.shape, v.dtype) for k, v in ours.state_dict().items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.state_dict().items()
+    }
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_kernel_of_size_one_is_read_as_spconv_reads_it() -> None:
+    """spconv takes the memory [Cout, 1, 1, 1, Cin] of such a weight for [Cin, Cout]; ours takes its shape seriously."""
+    theirs = sp.SubMConv3d(4, 6, 1, bias=False)
+    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
+    expected = in_training_mode(theirs, theirs_of(x)).features
+    torch.testing.assert_close(expected, x.features @ theirs.weight.view(4, 6))
+    ours = pc.SubMConv3d(4, 6, 1, bias=False)
+    ours.load_state_dict(theirs.state_dict())  # its metadata tells who wrote it
+    torch.testing.assert_close(ours(x).features, expected)
+    torch.testing.assert_close(ours(x).features, x.features @ ours.weight.view(6, 4).T)
+    assert torch.equal(pc.convert_weight(theirs.weight, "KERNEL_ONE"), ours.weight)
+    again = pc.SubMConv3d(4, 6, 1, bias=False)
+    again.load_state_dict(ours.state_dict())  # written by ours: nothing to convert
+    assert torch.equal(again.weight, ours.weight)
+    again.load_state_dict(dict(ours.state_dict()))
+    assert torch.equal(again.weight, ours.weight)
+
+
+def test_load_spconv_state_dict_where_the_metadata_is_lost() -> None:
+    def build(lib):
+        return nn.ModuleDict({
+            "net": lib.SparseSequential(lib.SubMConv3d(4, 6, 1), nn.BatchNorm1d(6), lib.SubMConv3d(6, 6, 3)),
+            "head": nn.Linear(6, 2),
+        })  # fmt: skip
+
+    ours, theirs = build(pc), build(sp)
+    pc.load_spconv_state_dict(ours, dict(theirs.state_dict()))
+    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
+    assert_same(ours.train()["net"](x), in_training_mode(theirs["net"], theirs_of(x)))
+    assert torch.equal(ours["head"].weight, theirs["head"].weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        pc.load_spconv_state_dict(ours, {})
+    assert pc.load_spconv_state_dict(ours, {}, strict=False).missing_keys
+
+
+def test_initial_weights_have_the_same_range() -> None:
+    for lib in (pc, sp):
+        layer = lib.SubMConv3d(16, 32, 3)
+        bound = (16 * 27) ** -0.5
+        for p in (layer.weight, layer.bias):
+            assert 0.8 * bound < p.abs().max() <= bound
