@@ -85,7 +85,7 @@ def _sorted_keys(
     batch_size: int,
     width: int,
 ) -> tuple[Keys, Rows]:
-    """The keys of the rows in ascending order, followed by `width` ends, and their rows (none: they came sorted)."""
+    """The keys of the rows in ascending order, then `width` ends, and their rows, then -1 (none: they came sorted)."""
     n = len(rows)
     keys = np.empty(n + width, np.int64)
     keys[n:] = _END
@@ -97,7 +97,8 @@ def _sorted_keys(
     order = _NO_ROWS
     if flags[1]:
         bits = (n - 1).bit_length()
-        order = np.empty(n, np.int32)
+        order = np.empty(n + 1, np.int32)
+        order[n] = -1
         if limit << bits < 2**63:
             packed = (keys[:n] << bits) | np.arange(n)
             packed.sort()
@@ -284,25 +285,42 @@ def _lower_bounds(queries, begin, end, keys, n_keys, step, found):
 
 
 @njit(nogil=True, cache=True)
+def _windows(queries, begin, end, keys, step, found, miss, lines, at):
+    """lines[r, at + i] = number of the key at queries[begin + i] + step + r, or `miss`."""
+    base, at = np.uint64(begin), np.uint64(at)
+    for i in range(np.uint64(end - begin)):
+        target = queries[i + base] + step
+        j = np.uint64(found[i])
+        for tap in range(np.uint64(len(lines))):
+            hit = keys[j] == target
+            lines[tap, i + at] = np.int32(j) if hit else miss
+            j += np.uint64(hit)
+            target += 1
+
+
+@njit(nogil=True, cache=True)
 def _walk(queries, keys, steps, width, query_rows, key_rows, table, begin, end):
-    """table[k, row of query] = row of the key at query + step of tap k, or -1, for queries [begin, end)."""
-    n_keys = len(keys) - width
-    found = np.empty(end - begin, np.int32)
+    """table[k, row of query] = row of the key at query + step of tap k, or -1, for queries [begin, end).
+
+    `key_rows` has a -1 behind its end. None of them: keys came sorted. No `query_rows`: queries are in order.
+    """
+    n_keys, n_queries = len(keys) - width, end - begin
+    found = np.empty(n_queries, np.int32)
+    moved = len(key_rows) > 0
+    lines = np.empty((width, n_queries if moved else 0), np.int32)
     base = np.uint64(begin)
     for group in range(len(steps)):
         step = steps[group]
-        _lower_bounds(queries, begin, end, keys, n_keys, step, found)
         taps = table[group * width : (group + 1) * width]
-        for i in range(np.uint64(begin), np.uint64(end)):
-            target = queries[i] + step
-            j = np.uint64(found[i - base])
-            row = np.uint64(query_rows[i]) if len(query_rows) > 0 else i
-            for tap in range(np.uint64(width)):
-                hit = keys[j] == target
-                there = key_rows[j] if len(key_rows) > 0 else np.int32(j)
-                taps[tap, row] = there if hit else np.int32(-1)
-                j += np.uint64(hit)
-                target += 1
+        _lower_bounds(queries, begin, end, keys, n_keys, step, found)
+        if not moved:
+            _windows(queries, begin, end, keys, step, found, np.int32(-1), taps, begin)
+            continue
+        _windows(queries, begin, end, keys, step, found, np.int32(n_keys), lines, 0)
+        for tap in range(np.uint64(width)):  # one line at a time: it fits the cache
+            for i in range(np.uint64(n_queries)):
+                row = np.uint64(query_rows[i + base]) if len(query_rows) > 0 else i + base
+                taps[tap, row] = key_rows[np.uint64(lines[tap, i])]
 
 
 @njit(nogil=True, cache=True)

@@ -24,9 +24,11 @@ def small_chunks(n_threads=2):
     before = torch.get_num_threads(), cpu._GRAIN, cpu._BLOCK, cpu._CANDIDATES
     torch.set_num_threads(n_threads)
     cpu._GRAIN, cpu._BLOCK, cpu._CANDIDATES = 3, 5, 40
-    yield
-    cpu._GRAIN, cpu._BLOCK, cpu._CANDIDATES = before[1:]
-    torch.set_num_threads(before[0])
+    try:
+        yield
+    finally:
+        cpu._GRAIN, cpu._BLOCK, cpu._CANDIDATES = before[1:]
+        torch.set_num_threads(before[0])
 
 
 def build(implementation, coords, out_shape, shape, kernel, stride, padding, dilation, batch_size, kind):
@@ -398,15 +400,31 @@ def test_values_whose_keys_wrap_raise(implementation, row):
         build(implementation, *problem)
 
 
-@pytest.mark.parametrize("position", [0, 4096, 30_000])
+@pytest.mark.parametrize("position", [0, 4999, 30_000])
 @pytest.mark.parametrize("shuffled", [False, True], ids=["sorted", "shuffled"])
 def test_a_repeat_anywhere_is_found(position, shuffled):
-    """Also where one chunk of rows ends and the next begins."""
+    """Also where one chunk of rows ends and the next begins, every 5000 rows."""
     coords = reference.unravel(torch.arange(40_000), [200, 200]).int()
     coords[position + 1] = coords[position]
     coords = coords[torch.randperm(len(coords))] if shuffled else coords
-    with pytest.raises(ValueError, match="1 of 40000 rows repeat an earlier one"):
+    with small_chunks(), pytest.raises(ValueError, match="1 of 40000 rows repeat an earlier one"):
         kernel_map(coords, [200, 200], 3, batch_size=1)
+
+
+def test_a_repeat_across_chunks_of_shuffled_rows_is_found():
+    """Sorted, the equal rows are numbers 4999 and 5000."""
+    coords = reference.unravel(torch.arange(40_000), [200, 200]).int()
+    coords[5000] = coords[4999]
+    with small_chunks(), pytest.raises(ValueError, match="1 of 40000 rows repeat an earlier one"):
+        kernel_map(coords.flip(0), [200, 200], 3, batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["subm k3", "k2s2"])
+def test_chunks_that_are_sorted_each_but_not_together(name, monkeypatch):
+    coords = reference.unravel(torch.arange(0, 24_000), SHAPE).int().roll(12_000, 0)
+    with small_chunks():
+        made = kernel_map(coords, SHAPE, batch_size=1, **CONVOLUTIONS[name])
+    assert_same(made, reference_map(monkeypatch, coords, SHAPE, batch_size=1, **CONVOLUTIONS[name]))
 
 
 ROWS = torch.tensor([[0, 1, 2], [0, 3, 3]], dtype=torch.int32)
