@@ -1,0 +1,170 @@
+"""Weights files: what goes in comes out, and files from others are refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pointcloud import pretrained
+from pointcloud.pretrained import list_pretrained, load_pretrained, round_like_saved, save_pretrained
+from pointcloud.segment import sweep_voxels
+from tests.pointcloud.sweeps import street, tiny_card, tiny_network
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_pretrained(tiny_network(), tiny_card(recipe={"seed": 3}, results={"mean_iou": 0.5}), path)
+    return path
+
+
+def test_round_trip(saved: Path) -> None:
+    model = tiny_network()
+    found = load_pretrained(saved)
+    assert not found.training
+    assert found.card == tiny_card(recipe={"seed": 3}, results={"mean_iou": 0.5})
+    state = found.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        expected = value.half().to(value.dtype) if value.ndim > 1 else value
+        assert torch.equal(state[key], expected) and state[key].dtype == value.dtype
+    round_like_saved(model)
+    x, _ = sweep_voxels(street().xyz, 0.4)
+    with torch.no_grad():
+        assert torch.equal(found(x), model(x))
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_loaded_network_can_be_trained(saved: Path) -> None:
+    model = load_pretrained(str(saved)).train()
+    x, _ = sweep_voxels(street().xyz, 0.4)
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_loading_draws_no_random_numbers(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_pretrained(saved)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_outlives_its_file(saved: Path) -> None:
+    model = load_pretrained(saved)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    saved.write_bytes(b"\0" * saved.stat().st_size)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "WEIGHTS", saved.parent)
+    assert list_pretrained() == ["tiny"]
+    assert load_pretrained("tiny").card == load_pretrained(saved).card
+    with pytest.raises(ValueError, match=r"must be a file or one of tiny, got 'tinny'; did you mean tiny\?"):
+        load_pretrained("tinny")
+    monkeypatch.setattr(pretrained, "WEIGHTS", saved.parent / "absent")
+    assert list_pretrained() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 64, b"\x80\x96\x98\x00\x00\x00\x00\x00{}"], ids=repr)
+def test_not_a_weights_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"some\.safetensors is not a safetensors file"):
+        load_pretrained(path)
+
+
+def test_pickles_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(tiny_network().state_dict(), path)
+    with pytest.raises(ValueError, match=r"model\.pt is not a safetensors file"):
+        load_pretrained(path)
+
+
+def test_truncated(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_pretrained(saved)
+
+
+def write(path: Path, card: Any, state: dict[str, torch.Tensor] | None = None) -> None:
+    state = tiny_network().state_dict() if state is None else state
+    save_file(state, path, metadata={"card": card if isinstance(card, str) else json.dumps(card)})
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    return {"arguments": {**tiny_card().arguments, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "os.system"}, "architecture must be one of MinkUNet, got 'os.system'"),
+        (arguments(depth=17), "depth must be one of 14, 18, 34, got 17"),
+        (arguments(width="wide"), "no MinkUNet can be built"),
+        (arguments(hidden=3), "no MinkUNet can be built .*hidden"),
+        (arguments(width=0.25), r"must be \[.*\], got \["),
+        # What asks for terabytes is refused before they are allocated.
+        (arguments(width=50000), r"must be \[.*\], got \["),
+        (arguments(depth=18), "lacks .* tensors"),
+        ({"class_names": None}, "its model card cannot be read"),
+        ({"class_names": [1, 2, 3]}, "a field is of another type"),
+        ({"voxel_size": 0}, "voxel_size in its card must be metres above 0, got 0"),
+        ({"voxel_size": "small"}, "voxel_size in its card must be metres above 0, got 'small'"),
+        ({"surprise": 1}, "its model card cannot be read: .*surprise"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_hostile_cards(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, {**asdict(tiny_card()), **changes})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(path)
+    assert "w.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("card", ["", "{", "[]", "null", '"text"', "{}"])
+def test_cards_that_are_none(tmp_path: Path, card: str) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, card)
+    with pytest.raises(ValueError, match=r"w\.safetensors: its model card cannot be read"):
+        load_pretrained(path)
+
+
+def test_other_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="holds no model card"):
+        load_pretrained(path)
+    write(path, asdict(tiny_card()), {**tiny_network().state_dict(), "extra": torch.zeros(2)})
+    with pytest.raises(ValueError, match="has unknown 1 tensors, 'extra' first"):
+        load_pretrained(path)
+
+
+def test_saving_is_whole_or_not_at_all(saved: Path) -> None:
+    before = saved.read_bytes()
+    model = tiny_network()
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"classifier\.weight must be finite and within ±65504"):
+        save_pretrained(model, tiny_card(), saved)
+    with pytest.raises(TypeError):
+        save_pretrained(tiny_network(), tiny_card(results={"iou": object()}), saved)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_shipped_networks_load(name: str) -> None:
+    model = load_pretrained(name)
+    x, _ = sweep_voxels(street().xyz, model.card.voxel_size)
+    with torch.inference_mode():
+        assert bool(model(x).isfinite().all())
+    assert pretrained.WEIGHTS.joinpath(f"{name}.safetensors").stat().st_size < 2e6
+    assert 0 < model.card.results["mean_iou"] <= 1
+    assert "seed" in model.card.recipe

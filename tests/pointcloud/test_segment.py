@@ -1,0 +1,131 @@
+"""Labels of a cloud's points against a network run by hand, and clouds that have little to label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pointcloud
+from pointcloud import PointCloud, SparseConvTensor
+from pointcloud.segment import N_FEATURES, Segmentation, Segmenter, sweep_voxels
+from tests.pointcloud.sweeps import NAMES, street, tiny_card, tiny_network
+
+
+class HeightBand(nn.Module):
+    """Class by mean height of the voxel: below -1 m, below 1 m, above."""
+
+    def forward(self, x: SparseConvTensor) -> Tensor:
+        height = x.features[:, 0] * 2
+        band = (height > -1).long() + (height > 1).long()
+        return nn.functional.one_hot(band, 3).float()
+
+
+def segmenter(model: nn.Module | None = None, **changes: object) -> Segmenter:
+    model = HeightBand() if model is None else model
+    return Segmenter(model, **{"voxel_size": 0.4, "class_names": NAMES, **changes})  # type: ignore[arg-type]
+
+
+def test_features_are_means_over_each_voxel() -> None:
+    xyz = street(200).xyz
+    voxels, of_point = sweep_voxels(xyz, 0.5)
+    assert voxels.features.shape == (len(of_point.unique()), N_FEATURES)
+    low = xyz.double().amin(0)
+    for row in range(0, len(voxels.features), 7):
+        mean = xyz[of_point == row].double().mean(0)
+        centre = low + (voxels.indices[row, 1:].double() + 0.5) * 0.5
+        expected = torch.cat([mean[2:] / 2, mean[:2].norm().view(1) / 30, (mean - centre) / 0.5])
+        torch.testing.assert_close(voxels.features[row].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_point_gets_the_label_of_its_voxel() -> None:
+    cloud = street()
+    found = segmenter()(cloud)
+    voxels, of_point = sweep_voxels(cloud.xyz, 0.4)
+    near = cloud.xyz.norm(dim=1) < 1.2
+    assert not bool(near.any())
+    expected = HeightBand()(voxels).argmax(1)[of_point]
+    assert torch.equal(found.labels, expected)
+    assert found.labels.dtype == torch.int64 and found.voxels == len(voxels.features)
+    assert list(found.seconds) == ["voxels", "network", "labels"]
+    assert found.counts() == {
+        name: int((expected == i).sum()) for i, name in enumerate(NAMES) if bool((expected == i).any())
+    }
+
+
+@pytest.mark.parametrize("model", [HeightBand(), tiny_network()], ids=["bands", "network"])
+def test_order_of_points_does_not_matter(model: nn.Module) -> None:
+    cloud = street()
+    order = torch.randperm(len(cloud))
+    labels = segmenter(model)(cloud).labels
+    shuffled = segmenter(model)(PointCloud(cloud.xyz[order])).labels
+    assert len(labels.unique()) > 1
+    # Means are summed in the order of the points: a voxel on the edge between two classes may change sides.
+    assert float((labels[order] == shuffled).double().mean()) > 0.99
+
+
+def test_points_near_the_sensor_are_left_out() -> None:
+    far, near = street().xyz, torch.randn(50, 3) * 0.2
+    mixed = torch.cat([far[:100], near, far[100:]])
+    found = segmenter()(PointCloud(mixed))
+    is_near = torch.zeros(len(mixed), dtype=torch.bool)
+    is_near[100:150] = True
+    assert bool((found.labels[is_near] == -1).all())
+    assert torch.equal(found.labels[~is_near], segmenter()(PointCloud(far)).labels)
+    assert found.counts()["unlabelled"] == 50
+    assert "unlabelled" not in segmenter(min_range=0.0)(PointCloud(mixed)).counts()
+
+
+@pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
+@pytest.mark.parametrize("n", [0, 1])
+def test_hardly_any_points(n: int, accelerated: bool) -> None:
+    model = pointcloud.accelerate(tiny_network()) if accelerated else tiny_network()
+    found = segmenter(model)(PointCloud(street().xyz[:n]))
+    assert found.labels.shape == (n,) and found.voxels == n
+    assert bool((found.labels >= 0).all())
+
+
+def test_all_points_near_the_sensor() -> None:
+    found = segmenter(tiny_network())(PointCloud(torch.rand(20, 3) * 0.1))
+    assert found.counts() == {"unlabelled": 20} and found.voxels == 0
+
+
+def test_same_labels_in_every_run() -> None:
+    run = segmenter(pointcloud.accelerate(tiny_network()))
+    assert torch.equal(run(street()).labels, run(street()).labels)
+
+
+def test_card_gives_voxel_size_and_names() -> None:
+    model = tiny_network()
+    model.card = tiny_card()  # type: ignore[assignment]
+    own = Segmenter(model)
+    assert (own.voxel_size, own.class_names) == (0.4, NAMES)
+    assert Segmenter(model, voxel_size=0.2, class_names=("a", "b", "c")).voxel_size == 0.2
+    assert torch.equal(own(street()).labels, segmenter(model)(street()).labels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_coordinates_that_are_not_finite(value: float) -> None:
+    xyz = street().xyz.clone()
+    xyz[7, 1] = value
+    with pytest.raises(ValueError, match="finite coordinates, got .* in row 7"):
+        segmenter()(PointCloud(xyz))
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="voxel_size and class_names must be given"):
+        Segmenter(HeightBand())
+    with pytest.raises(ValueError, match="min_range must be metres from 0 on, got -1"):
+        segmenter(min_range=-1)
+    with pytest.raises(ValueError, match="must name the network's 3 classes"):
+        segmenter(class_names=("a", "b"))(street())
+    with pytest.raises(ValueError, match="voxel_size"):
+        segmenter(voxel_size=0.0)(street())
+
+
+def test_counts_of_a_segmentation() -> None:
+    found = Segmentation(torch.tensor([2, -1, 0, 2]), NAMES, 3)
+    assert found.counts() == {"ground": 1, "thing": 2, "unlabelled": 1}
+    assert replace(found, labels=torch.empty(0, dtype=torch.int64)).counts() == {}
