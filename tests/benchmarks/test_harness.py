@@ -70,9 +70,9 @@ def test_competitors_run_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_competitor_has_its_threads() -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
-    two = competitor("two", lambda: seen.append(torch.get_num_threads()) or RIGHT, threads=2)
-    harness.run(trial(two), Settings(rounds=1), WHERE)
-    assert set(seen) == {2}
+    more = competitor("more", lambda: seen.append(torch.get_num_threads()) or RIGHT, threads=before + 1)
+    harness.run(trial(more), Settings(rounds=1), WHERE)
+    assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
 
