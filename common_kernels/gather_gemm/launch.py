@@ -35,7 +35,7 @@ class LaunchConfig:
 
 
 def device_family(device: torch.device) -> str:
-    """Either "hopper" (and data-centre Blackwell), "cdna" (AMD) or "ampere": all others, and a CPU in the interpreter."""
+    """Either "hopper" (and data-centre Blackwell), "cdna" (AMD) or "ampere": all others, and the interpreter."""
     if device.type != "cuda":
         return "ampere"
     if torch.version.hip is not None:

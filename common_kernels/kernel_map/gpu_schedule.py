@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 TILE = 128
 # With few taps the masks are few too, and one order leaves nothing to gain.
@@ -88,20 +89,23 @@ def map_schedule(table: Tensor, tile: int = TILE) -> list[Tensor]:
     valid = table >= 0
     counts = valid.sum(1)
     rank = torch.argsort(counts, stable=True)
+    # One more tap that no row has, to fill up the groups.
+    n_taps, padded = len(table), pad(valid, (0, 0, 0, 1))
     orders: list[Tensor] = []
     offsets: list[Tensor] = []
     lists: list[Tensor] = []
-    for n_groups in range(1, max_splits(table.shape[0]) + 1):
+    for n_groups in range(1, max_splits(n_taps) + 1):
         # Neighbours in rank are often mirror images; dealt out in turn they end up in different groups.
-        groups = [rank[g::n_groups] for g in range(n_groups)]
-        tiles = [_tiles(valid, taps, tile) for taps in groups]
-        orders += [order for order, _ in tiles]
-        offsets += _offsets([needed for _, needed in tiles])
-        lists += _entries(table, groups, tiles, tile)
+        groups = pad(rank, (0, -n_taps % n_groups), value=n_taps).view(-1, n_groups).T
+        bits = padded[groups]
+        order = _gray_order(bits)
+        needed = _any_in_tile(bits, order, tile)
+        orders.append(order)
+        offsets.append(_offsets(needed))
+        lists += _entries(table, groups, order, needed, tile)
     tap, row = torch.nonzero(valid, as_tuple=True)
     pairs = torch.stack([table[tap, row], row.to(torch.int32)])
-    pair_offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return [torch.stack(orders).to(torch.int32), torch.stack(offsets), pairs, pair_offsets, *lists]
+    return [torch.cat(orders).to(torch.int32), torch.cat(offsets), pairs, pad(counts.cumsum(0), (1, 0)), *lists]
 
 
 def fake_map_schedule(table: Tensor) -> list[Tensor]:
@@ -123,52 +127,46 @@ def fake_map_schedule(table: Tensor) -> list[Tensor]:
     ]
 
 
-def _tiles(valid: Tensor, taps: Tensor, tile: int) -> tuple[Tensor, Tensor]:
-    """The order [M] of the rows by their mask over `taps` [n], rarest first, and which of them each tile has [T, n]."""
-    bits = valid[taps]
-    order = _gray_order(bits)
-    sorted_bits = torch.nn.functional.pad(bits[:, order], (0, -len(order) % tile))
-    return order, sorted_bits.view(len(taps), -1, tile).any(2).T
-
-
 def _gray_order(bits: Tensor) -> Tensor:
-    """Sort the columns of bits [n, M] as Gray codes, the first row the highest bit. Equal columns keep their order."""
+    """Sort the columns of each bits [S, n, M] as Gray codes, the first row the highest bit -> [S, M], stable."""
     # A Gray code's value has, at each bit, the parity of the code's bits down to it; uint8 may wrap, parity does not.
-    binary = bits.cumsum(0, dtype=torch.uint8) & 1
-    order = torch.arange(bits.shape[1], device=bits.device)
+    binary = bits.cumsum(1, dtype=torch.uint8) & 1
+    order = torch.arange(bits.shape[2], device=bits.device).expand(len(bits), -1)
     # Least significant word first: stable sorts then leave the most significant one in charge.
-    for word in reversed(binary.split(63)):
-        order = order[torch.sort(_integers(word)[order], stable=True).indices]
+    for word in reversed(binary.split(63, dim=1)):
+        keys = _integers(word).gather(1, order)
+        order = order.gather(1, torch.sort(keys, dim=1, stable=True).indices)
     return order
 
 
 def _integers(binary: Tensor) -> Tensor:
-    """The columns of binary [n, M], n up to 63, as integers of the narrowest type: a radix sort's time is its width."""
-    n = binary.shape[0]
+    """The columns of binary [S, n, M], n up to 63, as integers [S, M] of the narrowest type, whose sort is fastest."""
+    n = binary.shape[1]
     dtype = torch.int16 if n < 16 else torch.int32 if n < 32 else torch.int64
     shifts = torch.arange(n - 1, -1, -1, dtype=dtype, device=binary.device)
-    return (binary.to(dtype) << shifts[:, None]).sum(0, dtype=dtype)
+    return (binary.to(dtype) << shifts[:, None]).sum(1, dtype=dtype)
 
 
-def _offsets(needed: list[Tensor]) -> list[Tensor]:
-    """Entries begin at `[T + 1]` for each group's [T, n]; the groups follow one another."""
-    counts = torch.stack([group.sum(1) for group in needed])
+def _any_in_tile(bits: Tensor, order: Tensor, tile: int) -> Tensor:
+    """Which taps of each group some row of each tile has: [S, T, n], from bits [S, n, M] and order [S, M]."""
+    n_groups, n_taps, n_rows = bits.shape
+    in_order = bits.gather(2, order[:, None].expand_as(bits))
+    return pad(in_order, (0, -n_rows % tile)).view(n_groups, n_taps, -1, tile).any(3).transpose(1, 2)
+
+
+def _offsets(needed: Tensor) -> Tensor:
+    """[S, T + 1]: where the entries of each group's tiles begin; the groups follow one another."""
+    counts = needed.sum(2)
     ends = counts.flatten().cumsum(0).view_as(counts)
     starts = (ends - counts)[:, :1] if counts.shape[1] else ends.new_zeros(len(needed), 1)
-    return list(torch.cat([starts, ends], dim=1).to(torch.int32))
+    return torch.cat([starts, ends], dim=1).to(torch.int32)
 
 
-def _entries(
-    table: Tensor, groups: list[Tensor], tiles: list[tuple[Tensor, Tensor]], tile: int
-) -> tuple[Tensor, Tensor]:
+def _entries(table: Tensor, groups: Tensor, order: Tensor, needed: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """`taps [W]` and `source [W, tile]` of all groups, by group, then by tile."""
-    n_tiles = tiles[0][1].shape[0]
-    width = max(len(taps) for taps in groups)
-    padded = [torch.nn.functional.pad(needed, (0, width - needed.shape[1])) for _, needed in tiles]
-    group, index, position = torch.nonzero(torch.stack(padded), as_tuple=True)
-    taps = torch.stack([torch.nn.functional.pad(taps, (0, width - len(taps))) for taps in groups])[group, position]
-    slots = torch.stack([order for order, _ in tiles])
-    slots = torch.nn.functional.pad(slots, (0, -slots.shape[1] % tile), value=-1).view(len(groups), n_tiles, tile)
+    group, index, position = torch.nonzero(needed, as_tuple=True)
+    taps = groups[group, position]
+    n_groups, n_rows = order.shape
+    slots = pad(order, (0, -n_rows % tile), value=-1).view(n_groups, -1, tile)
     rows = slots[group, index]
-    source = torch.where(rows >= 0, table[taps[:, None], rows], -1)
-    return taps.to(torch.int32), source
+    return taps.to(torch.int32), torch.where(rows >= 0, table[taps[:, None], rows], -1)
