@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from common_kernels.kernel_map import KernelMap, check_key_range, kernel_map, per_axis
 from common_kernels.kernel_map.reference import check_coords, check_unique, ravel
+
+Result = TypeVar("Result")
+
+
+def outside_of_graphs(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Leave a search whose result is kept out of torch.compile's graphs: it would gain nothing and retrace often.
+
+    torch.compiler.disable as a decorator would import the compiler, which takes a second, with this package.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Result:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args)
+        return function(*args)
+
+    return call
 
 
 class Geometry(NamedTuple):
@@ -125,7 +143,7 @@ class Coordinates:
             target._checked = True
             return Link(found, target)
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def check(self) -> None:
         """Raise ValueError for a coordinate outside of the grid, and for one that occurs twice."""
         self._check_unmodified()

@@ -13,7 +13,14 @@ from torch import Tensor
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map.reference import check_coords
 from common_kernels.segment_reduce import segment_reduce
-from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
+from pointcloud.coordinates import (
+    Coordinates,
+    Geometry,
+    IndiceData,
+    check_same_coordinates,
+    describe,
+    outside_of_graphs,
+)
 
 REDUCTIONS = ("sum", "mean", "max", "first")
 
@@ -198,7 +205,7 @@ class SparseConvTensor:
         """What the `indice_key` stands for, None if it is not known."""
         return None if key is None else self.indice_dict.get(key)
 
-    @torch.compiler.disable  # a search whose result is kept: torch.compile would gain nothing and retrace often
+    @outside_of_graphs
     def find_map(self, geometry: Geometry, indice_key: str | None) -> IndiceData:
         """The kernel map of a layer with this geometry, found once for these coordinates.
 
@@ -216,7 +223,7 @@ class SparseConvTensor:
         self.coordinates.adopt(geometry, known.link)
         return IndiceData(self.coordinates, geometry, known.link)
 
-    @torch.compiler.disable
+    @outside_of_graphs
     def find_inverse(self, kernel_size: Sequence[int], indice_key: str | None) -> IndiceData:
         """The map whose outputs are this tensor's coordinates, registered under the key by an earlier layer.
 

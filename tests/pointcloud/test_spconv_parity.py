@@ -160,7 +160,7 @@ def test_u_net() -> None:
     assert_same(y, z)
     # In eval mode too, with the statistics that both have just measured.
     assert_same(ours.eval()(x), theirs.eval()(theirs_of(x)))
-    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values()):
+    for (name, a), b in zip(ours.named_buffers(), theirs.buffers()):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
