@@ -1,0 +1,66 @@
+"""A tiny network in a file, clouds in files, and the command line in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pointcloud.models import MinkUNet
+from pointcloud.pretrained import ModelCard, save_pretrained
+
+NAMES = ("ground", "wall", "thing")
+
+
+def save_tiny(path: Path, names: tuple[str, ...] = NAMES) -> Path:
+    """A network of random numbers that labels voxels of 0.4 m."""
+    torch.manual_seed(0)
+    arguments = {"in_channels": 5, "num_classes": len(names), "width": 0.125, "depth": 14}
+    card = ModelCard("A network of random numbers.", "MinkUNet", arguments, names, 0.4, {}, {"mean_iou": 0.25})
+    save_pretrained(MinkUNet(**arguments), card, path)
+    return path
+
+
+def street(n: int = 400, seed: int = 0) -> np.ndarray:
+    """[2n + 20, 4] float32, x y z intensity: ground, a wall, and 20 points closer than the sensor's own car."""
+    generator = np.random.default_rng(seed)
+    u = generator.random((n, 2))
+    ground = np.stack([20 * u[:, 0] - 10, 20 * u[:, 1] - 10, np.full(n, -1.8)], 1)
+    wall = np.stack([np.full(n, 8.0), 20 * u[:, 0] - 10, 5 * u[:, 1] - 1.8], 1)
+    xyz = np.concatenate([ground, wall, generator.random((20, 3)) * 0.5])
+    return np.concatenate([xyz, generator.random((len(xyz), 1))], 1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file of a tiny network."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny.safetensors")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Path:
+    """A .bin file of 820 points."""
+    path = tmp_path / "street.bin"
+    street().tofile(path)
+    return path
+
+
+@pytest.fixture
+def trisparse() -> Callable[..., Any]:
+    """`trisparse("segment", path, ...)`: the result of the command, with .exit_code, .stdout and .stderr."""
+    testing = pytest.importorskip("typer.testing")
+    from trisparse.cli import app
+
+    def run(*arguments: object) -> Any:
+        return testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def alone(one_thread: None) -> None:
+    """Clouds this small gain nothing from a second thread, and lose much where another process has its core."""
