@@ -1,0 +1,94 @@
+"""The other commands, and what all of them share."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pointcloud import pretrained
+from trisparse import __version__, doctor, text
+from trisparse.progress import compiling
+
+Run = Callable[..., Any]
+
+
+def test_version_and_help(trisparse: Run) -> None:
+    assert trisparse("--version").stdout == f"trisparse {__version__}\n"
+    listed = trisparse("--help").stdout
+    for command in ("segment", "models", "demo", "doctor"):
+        assert command in listed
+        assert trisparse(command, "--help").exit_code == 0
+    assert trisparse("classify").exit_code == 2
+
+
+def test_models(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    assert trisparse("models").stdout == "no pretrained networks are installed\n"
+    shutil.copy(model, tmp_path / "tiny.safetensors")
+    listed = trisparse("models").stdout
+    for words in ("tiny  (0.", "A network of random numbers.", "ground, wall, thing", "0.4 m", "mean IoU 0.250", "depth=14"):
+        assert words in listed
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    result = trisparse("models")
+    assert result.exit_code == 2 and "torn.safetensors is not a safetensors file" in result.stderr
+
+
+def test_doctor(trisparse: Run) -> None:
+    result = trisparse("doctor")
+    assert result.exit_code == 0, result.stdout
+    for words in (__version__, torch.__version__, "gather_gemm bf16", "all well", "threads", "GPU"):
+        assert words in result.stdout
+    assert "FAILED" not in result.stdout
+    assert result.stdout.count(" ok  ") == len(doctor.CHECKS)
+
+
+def test_doctor_finds_a_broken_kernel(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = doctor.gather_gemm
+    monkeypatch.setattr(doctor, "gather_gemm", lambda x, found, weight: right(x, found, weight.flip(0)))
+    monkeypatch.setattr(doctor, "compact", lambda mask: 1 / 0)
+    monkeypatch.setattr(doctor, "cache_folder", lambda: None)
+    result = trisparse("doctor")
+    assert result.exit_code == 1
+    failed = [line.split("cpu")[0].strip() for line in result.stdout.splitlines() if "FAILED" in line]
+    assert failed == ["compact", "gather_gemm fp32", "gather_gemm bf16"]
+    assert "ZeroDivisionError" in result.stdout and "NUMBA_CACHE_DIR" in result.stdout and "all well" not in result.stdout
+
+
+def test_nan_is_no_agreement() -> None:
+    assert not doctor._close(torch.tensor([float("nan"), 1.0]), torch.ones(2), 1.0)[1]
+
+
+def test_doctor_names_the_extra_that_is_missing(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trisparse import machine
+
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    assert machine.optional_packages() == dict.fromkeys(machine.OPTIONAL)
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "optional_packages", lambda: {"laspy": None})
+    assert "laspy       missing: pip install 'trisparse[pointcloud]'" in trisparse("doctor").stdout
+
+
+def test_a_word_while_compiling(capsys: pytest.CaptureFixture[str]) -> None:
+    with compiling("the kernels", patience=0.01):
+        time.sleep(0.2)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("compiling the kernels, once per machine: ...\ncompiling the kernels: done in 0 s")
+    with compiling("the kernels", patience=5):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_tables() -> None:
+    assert text.table([("a", "1"), ("bcd", "1,000")], ("name", "n")) == (
+        "  name      n\n  ----  -----\n  a         1\n  bcd   1,000"
+    )
+    assert text.table([], ("name", "n")) == "  name  n\n  ----  -"
+    assert (text.seconds(1.234), text.seconds(0.0123)) == ("1.23 s", "12.3 ms")
+    assert (text.one_line(ValueError("a\n  b")), text.one_line(KeyboardInterrupt())) == ("a b", "KeyboardInterrupt")

@@ -1,0 +1,78 @@
+"""One loader over all domains, and what the package exports."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trisparse
+from pointcloud import pretrained
+from trisparse import zoo
+from trisparse.version import __version__
+
+
+@pytest.fixture
+def named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of pretrained networks that holds one named `tiny-streets`."""
+    shutil.copy(model, tmp_path / "tiny-streets.safetensors")
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_exported_names() -> None:
+    assert sorted(trisparse.__all__) == ["__version__", "list_pretrained", "load_pretrained"]
+    assert all(hasattr(trisparse, name) for name in trisparse.__all__)
+
+
+def test_version_is_that_of_the_project() -> None:
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    assert f'\nversion = "{__version__}"\n' in project.read_text()
+    assert trisparse.__version__ == __version__
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, trisparse, trisparse.cli; print([m for m in ('torch', 'numba', 'spconv') if m in sys.modules])"
+    pytest.importorskip("typer")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_names_of_all_domains(named: Path) -> None:
+    assert trisparse.list_pretrained() == ["tiny-streets"] == pretrained.list_pretrained()
+    assert zoo.weights_file("tiny-streets") == named / "tiny-streets.safetensors"
+    by_name, by_path = trisparse.load_pretrained("tiny-streets"), trisparse.load_pretrained(zoo.weights_file("tiny-streets"))
+    assert all(torch.equal(a, b) for a, b in zip(by_name.state_dict().values(), by_path.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", ["tiny-street", "tinystreets", "Tiny-Streets"])
+def test_close_matches(named: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"one of tiny-streets, got '{name}'; did you mean tiny-streets\?"):
+        trisparse.load_pretrained(name)
+
+
+def test_nothing_close(named: Path) -> None:
+    with pytest.raises(ValueError, match=r"got 'zzz'$"):
+        trisparse.load_pretrained("zzz")
+
+
+def test_a_folder_is_no_network(named: Path) -> None:
+    with pytest.raises(ValueError, match="must be a file or one of"):
+        trisparse.load_pretrained(named)
+
+
+def test_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        trisparse.load_pretrained(tmp_path / "x.safetensors")
+
+
+def test_a_name_in_two_domains(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "_domains", lambda: [pretrained, pretrained])
+    with pytest.raises(RuntimeError, match="tiny-streets is pretrained in pointcloud.pretrained and in"):
+        trisparse.list_pretrained()
