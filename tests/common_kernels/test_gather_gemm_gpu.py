@@ -265,18 +265,21 @@ def test_weight_grad_adds_chunks(kernel_device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_public_function_on_a_gpu(dtype: torch.dtype, kernel_device: str) -> None:
-    """The registered operator, its gradients, and the same bits in a second run."""
-    if kernel_device == "cpu":
-        pytest.skip("the CPU has kernels of its own")
-    table = random_table(500, 700, 27).to(kernel_device)
-    pairs = KernelMap(table, 500, torch.zeros(700, 4, dtype=torch.int32, device=kernel_device), (1, 1, 1))
-    operands = [torch.randn(shape, device=kernel_device) for shape in ((500, 32), (27, 32, 48), (48,), (700, 48))]
+@pytest.mark.parametrize("kind", ["submanifold", "strided"])
+def test_public_function(kind: str, dtype: torch.dtype, device: str) -> None:
+    """The registered operator and its gradients against float64, and the same bits in a second run."""
+    coords = torch.nn.functional.pad(torch.nonzero(torch.rand(11, 12, 13) < 0.3), (1, 0))
+    built = kernel_map(coords, (11, 12, 13), 3, 1 if kind == "submanifold" else 2, batch_size=1, kind=kind)
+    pairs = KernelMap(built.table.to(device), built.n_in, built.coords.to(device), built.shape, built.symmetric)
+    shapes = ((pairs.n_in, 32), (27, 32, 48), (48,), (pairs.n_out, 48))
+    operands = [torch.randn(shape, dtype=torch.float64, device=device) for shape in shapes]
+    upstream = torch.randn(pairs.n_out, 48, device=device)
     results = []
-    for kind in (torch.float64, dtype, dtype):
-        leaves = [operand.to(kind).requires_grad_() for operand in operands]
+    for number in (torch.float64, dtype, dtype):
+        # All runs start from values that the narrow type holds.
+        leaves = [operand.to(dtype).to(number, copy=True).requires_grad_() for operand in operands]
         out = gather_gemm(leaves[0], pairs, *leaves[1:])
-        out.backward(torch.ones_like(out))
+        out.backward(upstream.to(dtype).to(number))
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for expected, first, second in zip(*results):
         assert torch.equal(first, second)
@@ -442,6 +445,17 @@ def test_weight_grad_compiles(target: str, dtype: torch.dtype, channels: tuple[i
     compiled = aot.compile_kernel(gpu.weight_grad_kernel, target, signature, constants, **options)
     if unit != "fp32" and channels[0] >= 64:
         assert re.search(MATRIX_INSTRUCTION[target], compiled.asm)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", ["sm80", "sm90"])
+def test_widest_candidates_fit_shared_memory(target: str) -> None:
+    from common_kernels.gather_gemm import gpu
+
+    for config in launch.tuning_candidates(256, 256, "16-bit", FAMILY[target]).values():
+        signature, constants = forward_arguments(torch.float16, 256, 256, config, False, "only", False)
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        aot.compile_kernel(gpu.gather_gemm_kernel, target, signature, constants, **options)
 
 
 @pytest.mark.aot
