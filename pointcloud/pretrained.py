@@ -77,7 +77,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             # Copies: a tensor that stays mapped would change, or kill the process, with the file.
-            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     card = _read_card(path, metadata)
@@ -94,7 +94,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
 
 def _read_card(path: Path, metadata: dict[str, str]) -> ModelCard:
     if "card" not in metadata:
-        raise ValueError(f"{path} holds no model card: expected a file written by pointcloud.pretrained.save_pretrained")
+        raise ValueError(f"{path} holds no model card: expected a file written by save_pretrained")
     try:
         stated = json.loads(metadata["card"])
         card = ModelCard(**{**stated, "class_names": tuple(stated["class_names"])})

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from common_kernels.gather_rows import gather_rows
 from pointcloud.points import PointCloud
 from pointcloud.tensor import SparseConvTensor
-from pointcloud.voxel_grid import check_finite
+from pointcloud.voxel_grid import VoxelGrid, check_finite
 from pointcloud.voxelize import voxelize
 
 N_FEATURES = 5
@@ -62,11 +63,11 @@ def sweep_voxels(
     """
     voxels, point_to_voxel = voxelize(xyz, voxel_size, batch_index=batch_index, batch_size=batch_size)
     mean = voxels.features
-    centre = voxels.coordinates.voxel_grid.centers(voxels.indices[:, 1:]).to(mean.dtype)
-    features = torch.cat(
-        [mean[:, 2:] / HEIGHT_SCALE, mean[:, :2].norm(dim=1, keepdim=True) / RANGE_SCALE, (mean - centre) / voxel_size], 1
-    )
-    return voxels.replace_feature(features), point_to_voxel
+    grid: VoxelGrid = voxels.coordinates.voxel_grid  # type: ignore[attr-defined]
+    centre = grid.centers(voxels.indices[:, 1:]).to(mean.dtype)
+    reach = mean[:, :2].norm(dim=1, keepdim=True)
+    parts = [mean[:, 2:] / HEIGHT_SCALE, reach / RANGE_SCALE, (mean - centre) / voxel_size]
+    return voxels.replace_feature(torch.cat(parts, 1)), point_to_voxel
 
 
 class Segmenter:
@@ -88,7 +89,7 @@ class Segmenter:
         class_names: tuple[str, ...] | None = None,
         min_range: float = 1.2,
     ) -> None:
-        card = getattr(model, "card", None)
+        card: Any = getattr(model, "card", None)
         if card is None and (voxel_size is None or class_names is None):
             raise ValueError("voxel_size and class_names must be given for a model that load_pretrained did not return")
         if not min_range >= 0:

@@ -129,7 +129,8 @@ def models(debug: Debug = False) -> None:
             print(f"  classes   {', '.join(card.class_names)}")
             print(f"  voxels    {card.voxel_size:g} m")
             if "mean_iou" in card.results:
-                print(f"  held out  mean IoU {card.results['mean_iou']:.3f} on {card.results.get('sweeps', '?')} sweeps")
+                sweeps = card.results.get("sweeps", "unknown")
+                print(f"  held out  mean IoU {card.results['mean_iou']:.3f}, sweeps: {sweeps}")
 
 
 @app.command()

@@ -73,7 +73,7 @@ def warm_up(segmenter: Segmenter) -> None:
 
 def computes_in(segmenter: Segmenter) -> str:
     """Name of the dtype in which the network's convolutions compute."""
-    return "bf16" if segmenter.model.acceleration.dtype == torch.bfloat16 else "fp32"  # type: ignore[union-attr]
+    return "bf16" if segmenter.model.acceleration.dtype == torch.bfloat16 else "fp32"
 
 
 def read(job: Job, reading: Reading) -> tuple[pointcloud.PointCloud, dict[str, float]]:
@@ -160,7 +160,7 @@ def plan(sources: Sequence[Path], output: Path | None, picture: Path | None) -> 
             raise ValueError(f"{name} must be a folder for more than one cloud, got the file {folder}")
     for source in sources:
         if output is not None and source.is_dir() and output.resolve() == source.resolve():
-            raise ValueError(f"--output must be another folder than {source}: the next run would take results for clouds")
+            raise ValueError(f"--output must be another folder than {source}: its results would be read as clouds")
     taken: dict[str, Path] = {}
     for file in files:
         if file.name in taken:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from pointcloud.training.recipe import Recipe
 def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
     """A network trained by the recipe, in evaluation mode, and its card with the held-out results."""
     torch.manual_seed(recipe.seed)
-    arguments = {
+    arguments: dict[str, Any] = {
         "in_channels": N_FEATURES,
         "num_classes": len(CLASSES),
         "width": recipe.width,

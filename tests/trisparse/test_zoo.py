@@ -46,7 +46,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_names_of_all_domains(named: Path) -> None:
     assert trisparse.list_pretrained() == ["tiny-streets"] == pretrained.list_pretrained()
     assert zoo.weights_file("tiny-streets") == named / "tiny-streets.safetensors"
-    by_name, by_path = trisparse.load_pretrained("tiny-streets"), trisparse.load_pretrained(zoo.weights_file("tiny-streets"))
+    by_name = trisparse.load_pretrained("tiny-streets")
+    by_path = trisparse.load_pretrained(zoo.weights_file("tiny-streets"))
     assert all(torch.equal(a, b) for a, b in zip(by_name.state_dict().values(), by_path.state_dict().values()))
 
 

@@ -27,7 +27,8 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         result = scenes.label_scene(scene, segmenter, folder)
         print(segmenting.describe(result.result, segmenter))
         if result.mean_iou is not None:
-            print(f"\n  against the true labels: {result.accuracy:.1%} of the points right, mean IoU {result.mean_iou:.3f}")
+            right = f"{result.accuracy:.1%} of the points right, mean IoU {result.mean_iou:.3f}"
+            print(f"\n  against the true labels: {right}")
         print()
         shown.append(result)
 

@@ -46,16 +46,13 @@ def write_page(page: Page, path: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["embedded"] = _embedded
-    colors = {name: "#%02x%02x%02x" % tuple(c) for name, c in zip(page.card.class_names, _colors(page.card))}
+    names = page.card.class_names
+    colors = {name: f"#{color.tobytes().hex()}" for name, color in zip(names, class_colors(names))}
     groups = _groups(page.comparison) if page.comparison is not None else []
     text = environment.get_template("report.html.jinja").render(page=page, colors=colors, groups=groups, header=HEADER)
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
     return path
-
-
-def _colors(card: ModelCard) -> list[list[int]]:
-    return class_colors(card.class_names).tolist()
 
 
 def _groups(comparison: Comparison) -> list[dict[str, object]]:
