@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common_kernels.kernel_map import reference
+from common_kernels.kernel_map.cpu_outputs import END, reached, reached_geometry, unravel
 from common_kernels.kernel_map.geometry import key_geometry
 from common_kernels.threads import parallel_for
 
-_END = np.iinfo(np.int64).max  # above every key: a pointer stops here without a test for the end of the list
 _GRAIN = 4096  # rows: below this a walk is over before another thread has woken up
-_BLOCK = 1 << 15  # rows, and
-_CANDIDATES = 1 << 18  # candidates, that are sorted together, in the cache
 _NO_ROWS = np.empty(0, np.int32)
 
 Keys = NDArray[np.int64]
@@ -54,11 +52,11 @@ def kernel_map(
         table = torch.empty(n_taps, len(rows), dtype=torch.int32)
         _fill_table(keys[: len(rows)], keys, steps, width, order, order, table)
         return coords[:0].clone(), table
-    reached = _reached_geometry(kind, out_shape, kernel, stride, padding, dilation, out_weights)
-    out_keys = _reached(rows, order, reached, kind == "strided", n_taps, width)
+    axes = reached_geometry(kind, out_shape, kernel, stride, padding, dilation, out_weights)
+    out_keys = reached(rows, order, axes, kind == "strided", n_taps, width)
     n_out = len(out_keys) - width
     out_coords = torch.empty(n_out, coords.shape[1], dtype=coords.dtype)
-    parallel_for(_unravel, n_out, _GRAIN, out_keys, np.array(out_weights, np.int64), out_coords.numpy())
+    parallel_for(unravel, n_out, _GRAIN, out_keys, np.array(out_weights, np.int64), out_coords.numpy())
     if kind == "strided":
         table = torch.empty(n_taps, n_out, dtype=torch.int32)
         _fill_table(out_keys[:n_out], keys, steps, width, _NO_ROWS, order, table)
@@ -88,7 +86,7 @@ def _sorted_keys(
     """The keys of the rows in ascending order, then `width` ends, and their rows, then -1 (none: they came sorted)."""
     n = len(rows)
     keys = np.empty(n + width, np.int64)
-    keys[n:] = _END
+    keys[n:] = END
     flags = np.zeros(3, np.uint8)  # a row lies outside; rows are not sorted; a row repeats the one before
     extents = np.array([batch_size, *shape], np.int64)
     parallel_for(_ravel, n, _GRAIN, rows, np.array(weights, np.int64), extents, keys, flags)
@@ -115,47 +113,6 @@ def _fill_table(
     queries: Keys, keys: Keys, steps: Keys, width: int, query_rows: Rows, key_rows: Rows, table: Tensor
 ) -> None:
     parallel_for(_walk, len(queries), _GRAIN, queries, keys, steps, width, query_rows, key_rows, table.numpy())
-
-
-def _reached_geometry(
-    kind: str,
-    out_shape: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    out_weights: Sequence[int],
-) -> NDArray[np.int64]:
-    """[7, 1 + D]: what `_candidates` knows of the batch (weight only) and of each axis."""
-    reach = [(k - 1) * d for k, d in zip(kernel, dilation)]
-    # Distance between outputs that one input reaches: every one of them must be a whole number of taps away.
-    every = [d // math.gcd(s, d) for s, d in zip(stride, dilation)] if kind == "strided" else list(dilation)
-    lines = [out_shape, stride, padding, dilation, reach, every]
-    return np.array([[0, *line] for line in lines] + [out_weights], np.int64)
-
-
-def _reached(rows: NDArray, order: Rows, geometry: NDArray[np.int64], strided: bool, most: int, width: int) -> Keys:
-    """The keys of all cells of the output grid that some input reaches, ascending, followed by `width` ends."""
-    n = len(rows)
-    block = max(1, min(_BLOCK, _CANDIDATES // most))
-    parts: list[Keys] = [np.empty(0, np.int64)] * -(-n // block)
-
-    def collect(begin: int, end: int) -> None:
-        for i in range(begin, end):
-            first, last = i * block, min(n, (i + 1) * block)
-            candidates = np.empty((last - first) * most, np.int64)
-            candidates = candidates[: _candidates(rows, order, geometry, strided, candidates, first, last)]
-            candidates.sort()
-            parts[i] = candidates[: _unique(candidates)].copy()
-
-    parallel_for(collect, len(parts), 1)
-    keys = np.concatenate([*parts, np.full(width, _END, np.int64)])
-    if len(parts) > 1:
-        keys.sort()
-        n_out = _unique(keys[: len(keys) - width])
-        keys[n_out : n_out + width] = _END
-        keys = keys[: n_out + width]
-    return keys
 
 
 @njit(nogil=True, cache=True)
@@ -342,94 +299,6 @@ def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end)
                     taps[tap, j] = row
                     j += np.uint64(1)
                 target += 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _candidates(rows, order, geometry, strided, out, begin, end):
-    """Keys of the output cells that rows [begin, end) reach, some of them several times; their number."""
-    extent, stride, padding, dilation, reach, every, weights = geometry
-    spans, spare = reach // np.maximum(stride, 1), reach % np.maximum(stride, 1)
-    n_axes = rows.shape[1]
-    before = np.full(n_axes, -1, np.int64)
-    before_first = before_last = np.int64(0)
-    n = 0
-    for i in range(begin, end):
-        row = order[i] if len(order) > 0 else np.int32(i)
-        x = np.int64(rows[row, 0])
-        same_line = before[0] == x
-        before[0] = x
-        out[n] = x * weights[0]
-        found = 1  # cells known up to this axis: the next one multiplies them
-        for axis in range(1, n_axes):
-            x = np.int64(rows[row, axis])
-            if strided:
-                x += padding[axis]
-                last = np.int64(np.float64(x) / stride[axis])  # exact: x is far below 2**53
-                beyond = x - last * stride[axis] > spare[axis]
-                first = max(last - spans[axis] + beyond, 0)
-                last = min(last, extent[axis] - 1)
-                if dilation[axis] > 1:
-                    while first <= last and (x - first * stride[axis]) % dilation[axis] != 0:
-                        first += 1
-            else:
-                first = x * stride[axis] - padding[axis]
-                last = min(first + reach[axis], extent[axis] - 1)
-                if first < 0:
-                    first += (dilation[axis] - 1 - first) // dilation[axis] * dilation[axis]
-            step = every[axis]
-            if axis < n_axes - 1:
-                same_line &= before[axis] == rows[row, axis]
-                before[axis] = rows[row, axis]
-            else:
-                low = first
-                if same_line and step == 1 and first >= before_first:
-                    first = max(first, before_last + 1)  # the row before has reached these in the same lines
-                before_first, before_last = low, last
-            count = np.int64(0)
-            for y in range(first + step, last + 1, step):
-                count += 1
-                for cell in range(found):
-                    out[n + count * found + cell] = out[n + cell] + y * weights[axis]
-            if first <= last:
-                count += 1
-                for cell in range(found):
-                    out[n + cell] += first * weights[axis]
-            found *= count
-        n += found
-    return n
-
-
-@njit(nogil=True, cache=True)
-def _unique(keys):
-    """Move the distinct ones of the ascending keys to the front; how many they are."""
-    n = 0
-    before = np.int64(-1)
-    for i in range(len(keys)):
-        key = keys[i]
-        keys[n] = key
-        n += key != before
-        before = key
-    return n
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _unravel(keys, weights, rows, begin, end):
-    n_axes = rows.shape[1]
-    rest = keys[begin:end].copy()
-    exact = keys[end - 1] < 2**53
-    for axis in range(n_axes):
-        weight = weights[axis]
-        out = rows[begin:end, axis]
-        if exact:  # float64 divides several keys at once
-            for i in range(len(rest)):
-                x = np.int64(np.float64(rest[i]) / np.float64(weight))
-                rest[i] -= x * weight
-                out[i] = x
-        else:
-            for i in range(len(rest)):
-                x = rest[i] // weight
-                rest[i] -= x * weight
-                out[i] = x
 
 
 @njit(nogil=True, cache=True)

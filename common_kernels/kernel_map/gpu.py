@@ -226,9 +226,8 @@ def reach_kernel(
                 tap = tl.where((x + padding - first * dilation) % stride == 0, first, tap)
             aligned = tap < period
             tap += turn * period
-            ahead = x + padding - tap * dilation
-            cell = ahead // stride
-            real = real & aligned & (ahead >= 0)
+            cell = (x + padding - tap * dilation) // stride
+            real = real & aligned
         else:
             tap = tl.zeros((BLOCK,), tl.int64) + turn
             cell = x * stride - padding + tap * dilation
