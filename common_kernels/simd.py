@@ -26,6 +26,7 @@ _FEATURES = _host_features()
 _WIDE = "avx512f" in _FEATURES  # 32 registers of 16 floats; AVX2 has 16 of 8, NEON 32 of 4
 LANES = 16 if _WIDE else 8 if "avx2" in _FEATURES else 4
 HAS_BF16_DOT = "avx512bf16" in _FEATURES
+HAS_COMPRESS = _WIDE  # lanes that a mask selects, moved together
 MAX_VECTORS = 2 if LANES == 8 else 4
 # Rows of a tile by its number of vectors: rows * vectors accumulators, the weights and a broadcast fit the registers.
 TILE_ROWS = (0, 12, 6, 4, 2) if LANES == 8 else (0, 12, 8, 8, 6)
@@ -180,6 +181,56 @@ def round_bf16(context, out, x, n):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def compress_valid(context, entries, n, source, slot):
+    """Write the entries >= 0 and their positions one after the other; returns how many there are.
+
+    entries: address of n int32 (LANES divides n). source, slot: addresses of room for n + LANES int32 and int16.
+    """
+
+    def codegen(context, builder, signature, args):
+        entries, n, source, slot = args
+        narrow, mask = ir.VectorType(I16, LANES), ir.VectorType(ir.IntType(1), LANES)
+        compress = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_VI, [_VI, _VI, mask]), f"llvm.x86.avx512.mask.compress.v{LANES}i32"
+        )
+        lanes, zero = ir.Constant(_VI, list(range(LANES))), ir.Constant(_VI, [0] * LANES)
+        found = cgutils.alloca_once_value(builder, I64(0))
+        with cgutils.for_range(builder, builder.sdiv(n, I64(LANES))) as loop:
+            first, at = builder.mul(loop.index, I64(LANES)), builder.load(found, typ=I64)
+            values = _load(builder, builder.add(entries, builder.mul(first, I64(4))), _VI, 4)
+            valid = builder.icmp_signed(">=", values, zero)
+            here = builder.add(lanes, _splat(builder, builder.trunc(first, I32), _VI))
+            _store(builder, builder.call(compress, [values, zero, valid]), builder.add(source, builder.mul(at, I64(4))), 4)
+            positions = builder.trunc(builder.call(compress, [here, zero, valid]), narrow)
+            _store(builder, positions, builder.add(slot, builder.mul(at, I64(2))), 2)
+            builder.store(builder.add(at, _count_lanes(builder, valid)), found)
+        return builder.load(found, typ=I64)
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def count_valid(context, entries, n):
+    """How many of n int32 (LANES divides n) at an address are >= 0."""
+
+    def codegen(context, builder, signature, args):
+        found = cgutils.alloca_once_value(builder, I64(0))
+        with cgutils.for_range(builder, builder.sdiv(args[1], I64(LANES))) as loop:
+            values = _load(builder, builder.add(args[0], builder.mul(loop.index, I64(4 * LANES))), _VI, 4)
+            valid = builder.icmp_signed(">=", values, ir.Constant(_VI, [0] * LANES))
+            builder.store(builder.add(builder.load(found, typ=I64), _count_lanes(builder, valid)), found)
+        return builder.load(found, typ=I64)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _count_lanes(builder: Any, mask: Any) -> Any:
+    count = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [I32]), "llvm.ctpop.i32")
+    bits = builder.zext(builder.bitcast(mask, ir.IntType(LANES)), I32)
+    return builder.zext(builder.call(count, [bits]), I64)
 
 
 def _for_lanes(builder: Any, n: Any, body: Any) -> None:
