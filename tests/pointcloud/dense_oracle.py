@@ -48,6 +48,10 @@ def at(grid: Tensor, indices: Tensor) -> Tensor:
     return grid.movedim(1, -1)[tuple(indices.long().unbind(1))]
 
 
+def per_axis(value, ndim: int) -> list[int]:
+    return [value] * ndim if isinstance(value, int) else list(value)
+
+
 def torch_weight(weight: Tensor) -> Tensor:
     """[Cout, *kernel, Cin] -> [Cout, Cin, *kernel]"""
     return weight.movedim(-1, 1)

@@ -15,6 +15,7 @@ from tests.pointcloud.dense_oracle import (
     at,
     conv,
     conv_transpose,
+    per_axis,
     random_cloud,
     reached,
     scatter,
@@ -56,7 +57,9 @@ def test_submanifold_equals_dense(ndim: int, kernel: object, dilation: object, d
     x = x.replace_feature(x.features.requires_grad_())
     y = layer(x)
     assert y.coordinates is x.coordinates
-    expected = at(submanifold_conv(scatter(x), torch_weight(layer.weight), layer.dilation), x.indices) + layer.bias
+    expected = (
+        at(submanifold_conv(scatter(x), torch_weight(layer.weight), per_axis(dilation, ndim)), x.indices) + layer.bias
+    )
     torch.testing.assert_close(y.features, expected, rtol=1e-12, atol=1e-12)
     assert_gradients_equal(y.features, expected, [x.features, layer.weight, layer.bias])
 
@@ -76,10 +79,10 @@ def test_strided_equals_dense(ndim, kernel, stride, padding, dilation, device) -
     x = random_cloud(SHAPES[ndim], 3, share=0.15, device=device)
     x = x.replace_feature(x.features.requires_grad_())
     y = layer(x)
-    args = (layer.stride, layer.padding, layer.dilation)
+    args = [per_axis(value, ndim) for value in (stride, padding, dilation)]
     dense = conv(scatter(x), torch_weight(layer.weight), *args)
     assert y.spatial_shape == list(dense.shape[2:])
-    cells = reached(x, layer.kernel_size, *args)
+    cells = reached(x, per_axis(kernel, ndim), *args)
     if layer.conv1x1:
         assert y.coordinates is x.coordinates
     else:
@@ -105,10 +108,10 @@ def test_transposed_equals_dense(ndim, kernel, stride, padding, dilation, extra,
     x = random_cloud(SHAPES[ndim], 3, share=0.1, device=device)
     x = x.replace_feature(x.features.requires_grad_())
     y = layer(x)
-    args = (layer.stride, layer.padding, layer.dilation, layer.output_padding)
+    args = [per_axis(value, ndim) for value in (stride, padding, dilation, extra)]
     dense = conv_transpose(scatter(x), torch_weight(layer.weight).transpose(0, 1), *args)
     assert y.spatial_shape == list(dense.shape[2:])
-    assert torch.equal(y.indices.long(), reached(x, layer.kernel_size, *args))
+    assert torch.equal(y.indices.long(), reached(x, per_axis(kernel, ndim), *args))
     expected = at(dense, y.indices) + layer.bias
     torch.testing.assert_close(y.features, expected, rtol=1e-12, atol=1e-12)
     assert_gradients_equal(y.features, expected, [x.features, layer.weight, layer.bias])

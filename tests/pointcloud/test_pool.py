@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import pointcloud as pc
 from pointcloud.pool import SparseAvgPool, SparseMaxPool
-from tests.pointcloud.dense_oracle import MAX_POOL, at, conv, random_cloud, reached, scatter
+from tests.pointcloud.dense_oracle import MAX_POOL, at, conv, per_axis, random_cloud, reached, scatter
 
 SHAPES = {1: (23,), 2: (9, 8), 3: (6, 7, 5), 4: (5, 4, 4, 3)}
 WINDOWS = [
@@ -29,15 +29,16 @@ def negative_cloud(ndim: int, device: str) -> pc.SparseConvTensor:
 @pytest.mark.parametrize(("ndim", "kernel", "stride", "padding", "dilation"), WINDOWS, ids=str)
 def test_max_equals_dense(ndim, kernel, stride, padding, dilation, device) -> None:
     layer = getattr(pc, f"SparseMaxPool{ndim}d")(kernel, stride, padding, dilation)
+    sizes = [per_axis(value, ndim) for value in (kernel, kernel if stride is None else stride, padding, dilation)]
     x = negative_cloud(ndim, device)
     y = layer(x)
     active = scatter(x, torch.ones_like(x.features)) > 0
     grid = torch.where(active, scatter(x), -torch.inf)
-    pad = [side for p in reversed(layer.padding) for side in (p, p)]
+    pad = [side for p in reversed(sizes[2]) for side in (p, p)]
     grid = F.pad(grid, pad, value=-torch.inf)
-    expected = MAX_POOL[ndim](grid, layer.kernel_size, layer.stride, 0, layer.dilation)
+    expected = MAX_POOL[ndim](grid, sizes[0], sizes[1], 0, sizes[3])
     assert y.spatial_shape == list(expected.shape[2:])
-    assert torch.equal(y.indices.long(), reached(x, layer.kernel_size, layer.stride, layer.padding, layer.dilation))
+    assert torch.equal(y.indices.long(), reached(x, *sizes))
     expected = at(expected, y.indices)
     torch.testing.assert_close(y.features, expected)
     weights = torch.randn_like(expected)
@@ -52,8 +53,8 @@ def test_mean_equals_dense(ndim, kernel, stride, padding, dilation, device) -> N
     layer = getattr(pc, f"SparseAvgPool{ndim}d")(kernel, stride, padding, dilation)
     x = negative_cloud(ndim, device)
     y = layer(x)
-    ones = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, device=device)
-    args = (layer.stride, layer.padding, layer.dilation)
+    size, *args = [per_axis(value, ndim) for value in (kernel, kernel if stride is None else stride, padding, dilation)]
+    ones = torch.ones(1, 1, *size, dtype=torch.float64, device=device)
     count = at(conv(scatter(x, torch.ones_like(x.features[:, :1])), ones, *args), y.indices)
     channels = [at(conv(scatter(x, c), ones, *args), y.indices) for c in x.features.split(1, 1)]
     expected = torch.cat(channels, 1) / count
