@@ -63,6 +63,8 @@ def _candidates(rows, order, geometry, strided, out, begin, end):
     extent, stride, padding, dilation, reach, every, weights = geometry
     spans, spare = reach // np.maximum(stride, 1), reach % np.maximum(stride, 1)
     n_axes = rows.shape[1]
+    # Where rows reach one cell each on the last axis, sorting the repeated ones is cheaper than telling them apart.
+    several = every[n_axes - 1] == 1 and (spans[n_axes - 1] > 0 or not strided)
     before = np.full(n_axes, -1, np.int64)
     before_first = before_last = np.int64(0)
     n = 0
@@ -95,7 +97,7 @@ def _candidates(rows, order, geometry, strided, out, begin, end):
                 before[axis] = rows[row, axis]
             else:
                 low = first
-                if same_line and step == 1 and first >= before_first:
+                if several and same_line and first >= before_first:
                     first = max(first, before_last + 1)  # the row before has reached these in the same lines
                 before_first, before_last = low, last
             count = np.int64(0)
