@@ -52,13 +52,17 @@ def test_doctor_finds_a_broken_kernel(trisparse: Run, monkeypatch: pytest.Monkey
     right = doctor.gather_gemm
     monkeypatch.setattr(doctor, "gather_gemm", lambda x, found, weight: right(x, found, weight.flip(0)))
     monkeypatch.setattr(doctor, "compact", lambda mask: 1 / 0)
-    monkeypatch.setattr(doctor, "cache_folder", lambda: None)
     result = trisparse("doctor")
     assert result.exit_code == 1
     failed = [line.split("cpu")[0].strip() for line in result.stdout.splitlines() if "FAILED" in line]
     assert failed == ["compact", "gather_gemm fp32", "gather_gemm bf16"]
-    assert "ZeroDivisionError" in result.stdout and "NUMBA_CACHE_DIR" in result.stdout
-    assert "all well" not in result.stdout
+    assert "ZeroDivisionError" in result.stdout and "all well" not in result.stdout
+
+
+def test_doctor_finds_that_nothing_is_kept(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cache_folder", lambda: None)
+    result = trisparse("doctor")
+    assert result.exit_code == 1 and "NUMBA_CACHE_DIR" in result.stdout and "all well" not in result.stdout
 
 
 def test_nan_is_no_agreement() -> None:

@@ -43,6 +43,7 @@ def test_labels_are_those_of_the_network(trisparse: Run, model: Path, cloud: Pat
     expected = Segmenter(pointcloud.accelerate(load_pretrained(model)))(read)
     assert torch.equal(written.labels, expected.labels)
     assert int((written.labels == -1).sum()) == 20
+    assert len(written.labels.unique()) > 2
     # One colour per label.
     pairs = {(int(label), *color) for label, color in zip(written.labels, written.rgb.tolist())}
     assert len(pairs) == len({label for label, *_ in pairs}) == len({tuple(color) for _, *color in pairs})
