@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         table = comparison.compare(shown[0].result.cloud)
         skipped += table.skipped
         print(text.table(table.cells(), comparison.HEADER, left=4))
-        print(f"  {table.caption}")
+        print(textwrap.fill(table.caption, 110, initial_indent="  ", subsequent_indent="  "))
     else:
         skipped.append("the comparison with spconv: not wanted (--no-compare)")
     print("".join(f"\nskipped: {reason}" for reason in skipped))
