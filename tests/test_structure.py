@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KERNEL_LIBRARIES = {"torch", "numba", "llvmlite", "triton", "numpy"}
 # Loaded where they are used, never by `import package`.
-OPTIONAL = {"cumm", "decord", "laspy", "lazrs", "matplotlib", "plyfile", "ray", "spconv", "transformers", "triton"}
+OPTIONAL = {"cumm", "decord", "laspy", "lazrs", "matplotlib", "ray", "spconv", "transformers", "triton"}
 # Files of common_kernels that may import the compilers.
 COMPILER_FILES = {
     "triton": ["gpu*.py"],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common_kernels._checks import describe, dtype_name
 from common_kernels.gather_gemm import reference
 from common_kernels.kernel_map import KernelMap
 
@@ -20,7 +21,7 @@ def gather_gemm(
     residual: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """`out[m] = act(sum over taps k of x[map.table[k, m]] @ weight[k] + bias + residual[m])`; a tap of -1 adds nothing.
+    """`out[m] = act(sum over taps k of x[map.table[k, m]] @ weight[k] + bias + residual[m])`; a tap of -1 adds none.
 
     Products are accumulated in fp32 (fp64 for fp64 input) and each output row is written once, in a fixed order of
     summation: repeated runs are equal bit for bit. Differentiable in x, weight, bias and residual.
@@ -36,43 +37,34 @@ def gather_gemm(
         [M, Cout] in the dtype of x.
     """
     _check(x, map, weight, bias, residual, activation)
-    transposed, transposed_schedule, mirrored = None, [], False
+    backward: tuple[Tensor | None, list[Tensor], bool] = (None, [], False)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        transposed, transposed_schedule, mirrored = map.backward_tables
-    return torch.ops.trisparse.gather_gemm(
-        x, weight, bias, residual, activation, map.table, map.schedule, transposed, transposed_schedule, mirrored
-    )
+        backward = map.backward_tables
+    return torch.ops.trisparse.gather_gemm(x, weight, bias, residual, activation, map.table, map.schedule, *backward)
 
 
 def _check(
     x: Tensor, map: KernelMap, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> None:
     if x.ndim != 2 or x.dtype not in DTYPES:
-        raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [N, Cin], got {_describe(x)}")
+        raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [N, Cin], got {describe(x)}")
     if x.shape[0] != map.n_in:
-        raise ValueError(f"x must have the map's {map.n_in} input rows, got {_describe(x)}")
+        raise ValueError(f"x must have the map's {map.n_in} input rows, got {describe(x)}")
     if weight.ndim != 3 or weight.shape[:2] != (map.n_taps, x.shape[1]) or weight.dtype != x.dtype:
         raise ValueError(
-            f"weight must be {_dtype(x)} [K, Cin, Cout] = [{map.n_taps}, {x.shape[1]}, Cout], got {_describe(weight)}"
+            f"weight must be {dtype_name(x)} [K, Cin, Cout] = [{map.n_taps}, {x.shape[1]}, Cout], "
+            f"got {describe(weight)}"
         )
     n_out = weight.shape[2]
     if bias is not None and (bias.shape != (n_out,) or bias.dtype != x.dtype):
-        raise ValueError(f"bias must be {_dtype(x)} [{n_out}], got {_describe(bias)}")
+        raise ValueError(f"bias must be {dtype_name(x)} [{n_out}], got {describe(bias)}")
     if residual is not None and (residual.shape != (map.n_out, n_out) or residual.dtype != x.dtype):
-        raise ValueError(f"residual must be {_dtype(x)} [{map.n_out}, {n_out}], got {_describe(residual)}")
+        raise ValueError(f"residual must be {dtype_name(x)} [{map.n_out}, {n_out}], got {describe(residual)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     for name, tensor in (("map", map.table), ("weight", weight), ("bias", bias), ("residual", residual)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-
-
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def _describe(x: Tensor) -> str:
-    return f"{_dtype(x)} {list(x.shape)}"
 
 
 @torch.library.custom_op("trisparse::gather_gemm", mutates_args=())
@@ -165,7 +157,9 @@ def _backward(ctx, grad):
         grad_weight = torch.ops.trisparse.gather_gemm_weight_grad(
             x, grad, table, schedule, transposed, transposed_schedule, ctx.mirrored
         ).to(weight.dtype)
-    grad_bias = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype) if ctx.needs[0] else None
+    grad_bias = (
+        grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype) if ctx.needs[0] else None
+    )
     grad_residual = grad if ctx.needs[1] else None
     return grad_x, grad_weight, grad_bias, grad_residual, None, None, *_no_grads(ctx)
 

@@ -26,8 +26,9 @@ def gather_gemm(
     if x.dtype == torch.float64:
         return reference.gather_gemm(x, table, weight, bias, residual, activation)
     if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and HAS_BF16_DOT):
-        wide = [None if each is None else each.float() for each in (x, weight, bias, residual)]
-        return gather_gemm(*wide, activation, table, schedule).to(x.dtype)
+        bias = None if bias is None else bias.float()
+        residual = None if residual is None else residual.float()
+        return gather_gemm(x.float(), weight.float(), bias, residual, activation, table, schedule).to(x.dtype)
     half = x.dtype == torch.bfloat16
     out = x.new_empty(table.shape[1], weight.shape[2])
     if out.numel() == 0:
@@ -102,7 +103,7 @@ _half_4, _half_4_short = gemm_tile(TILE_ROWS[4], 4, HAS_BF16_DOT), gemm_tile(TIL
 
 @njit(nogil=True, cache=True)
 def _multiply_rows(n, acc, x, w, steps, columns, half):
-    """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x; they may read as many rows as a tile is tall."""
+    """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x, filled up to a whole register tile."""
     stride, vectors, at = 4 * columns, columns // LANES, 0
     while at < vectors:
         v = min(MAX_VECTORS, vectors - at)

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from common_kernels._checks import describe
 from common_kernels.kernel_map import reference
 
 KINDS = ("submanifold", "strided", "transposed")
@@ -26,6 +27,7 @@ class KernelMap:
         coords: [M, 1 + D] integer coordinates of the output rows, batch index first.
         shape: extent of the output grid, one number per axis.
         symmetric: table[k, m] == n exactly when table[K - 1 - k, n] == m (odd submanifold kernels).
+        inverse_of: the map that this one is the transpose of, whose tables serve both.
     """
 
     table: Tensor
@@ -33,6 +35,7 @@ class KernelMap:
     coords: Tensor
     shape: tuple[int, ...]
     symmetric: bool = False
+    inverse_of: "KernelMap | None" = None
 
     @property
     def n_taps(self) -> int:
@@ -55,6 +58,8 @@ class KernelMap:
         `offsets[t * K + k] : offsets[t * K + k + 1]`, as input row and as row within the tile.
         GPU: see `Schedule` in `common_kernels/kernel_map/gpu_schedule.py`.
         """
+        if self.inverse_of is not None:
+            return self.inverse_of._transposed_schedule
         return torch.ops.trisparse.map_schedule(self.table)
 
     def transpose(self, coords: Tensor, shape: Sequence[int]) -> "KernelMap":
@@ -66,11 +71,15 @@ class KernelMap:
         """
         if coords.shape[0] != self.n_in:
             raise ValueError(f"coords must have one row for each of the {self.n_in} input rows, got {coords.shape[0]}")
-        return KernelMap(self._transposed_table, self.n_out, coords, tuple(shape), self.symmetric)
+        return KernelMap(self._transposed_table, self.n_out, coords, tuple(shape), self.symmetric, inverse_of=self)
 
     @cached_property
     def _transposed_table(self) -> Tensor:
         return self.table.flip(0) if self.symmetric else torch.ops.trisparse.transpose_table(self.table, self.n_in)
+
+    @cached_property
+    def _transposed_schedule(self) -> list[Tensor]:
+        return torch.ops.trisparse.map_schedule(self._transposed_table)
 
     @cached_property
     def backward_tables(self) -> tuple[Tensor, list[Tensor], bool]:
@@ -81,7 +90,9 @@ class KernelMap:
         """
         if self.symmetric:
             return self.table, self.schedule, True
-        return self._transposed_table, torch.ops.trisparse.map_schedule(self._transposed_table), False
+        if self.inverse_of is not None:
+            return self.inverse_of.table, self.inverse_of.schedule, False
+        return self._transposed_table, self._transposed_schedule, False
 
 
 def kernel_map(
@@ -115,9 +126,7 @@ def kernel_map(
         ValueError: a coordinate outside the grid, a coordinate that occurs twice, or a grid beyond 64-bit keys.
     """
     if coords.dtype not in (torch.int32, torch.int64) or coords.ndim != 2 or not 2 <= coords.shape[1] <= 5:
-        raise ValueError(
-            f"coords must be int32 or int64 [N, 1 + D] with D from 1 to 4, got {_name(coords.dtype)} {list(coords.shape)}"
-        )
+        raise ValueError(f"coords must be int32 or int64 [N, 1 + D] with D from 1 to 4, got {describe(coords)}")
     ndim = coords.shape[1] - 1
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -171,9 +180,10 @@ def check_key_range(shape: Sequence[int], batch_size: int) -> None:
     """Raise where a cell's key, its position in the whole batch of grids, would not fit 63 bits."""
     cells = math.prod(shape) * batch_size
     if cells >= 2**63:
+        reach = int((2**63 / batch_size) ** (1 / len(shape)))
         raise ValueError(
             f"shape {list(shape)} with batch_size {batch_size} has {cells:.2e} cells; keys reach 2**63 = 9.22e+18, "
-            f"so each axis of such a {len(shape)}-D grid may reach about {int((2**63 / batch_size) ** (1 / len(shape)))}"
+            f"so each axis of such a {len(shape)}-D grid may reach about {reach}"
         )
     if max(shape) >= 2**31:
         raise ValueError(f"shape must stay below 2**31 on each axis, got {list(shape)}")
@@ -185,10 +195,6 @@ def per_axis(value: int | Sequence[int], ndim: int, name: str, minimum: int) -> 
     if len(values) != ndim or not all(isinstance(v, int) and v >= minimum for v in values):
         raise ValueError(f"{name} must be an int or {ndim} ints of at least {minimum}, got {value!r}")
     return values
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @torch.library.custom_op("trisparse::kernel_map", mutates_args=())

@@ -78,9 +78,7 @@ def raise_duplicate(first: int, second: int, count: int, total: int) -> None:
     )
 
 
-def _coarse(
-    coords: Tensor, tap: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _coarse(coords: Tensor, tap: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The output of a strided convolution that reads each input through the tap, and whether it is one."""
     position = coords.clone()
     position[:, 1:] += coords.new_tensor([p - t for p, t in zip(padding, tap)])

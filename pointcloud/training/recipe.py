@@ -11,8 +11,8 @@ class Recipe:
 
     Sweeps: `train_sweeps` scenes with seeds from 0, sensors in turn, plain and with the carrier's own returns in turn;
     held-out scenes have seeds from 1,000,000. Augmentation: rotation about z, mirroring, scale, tilt, height of the
-    sensor, whole rings and single points left out. AdamW, linear warm-up and cosine decay, cross-entropy with square-root
-    class weights plus Lovász-Softmax.
+    sensor, whole rings and single points left out. AdamW, linear warm-up and cosine decay, cross-entropy with
+    square-root class weights plus Lovász-Softmax.
     """
 
     seed: int = 0

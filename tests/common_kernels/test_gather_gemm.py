@@ -73,8 +73,9 @@ def test_row_counts(dtype, n_out, taps, density, poisoned_memory):
     assert_close(gather_gemm(x, map, weight), definition(x, map, weight), dtype)
 
 
-@pytest.mark.parametrize("n_in, n_out, c_in, c_out", [(0, 0, 4, 4), (0, 5, 4, 4), (5, 0, 4, 4), (5, 6, 0, 4), (5, 6, 4, 0)])
-def test_empty(n_in, n_out, c_in, c_out):
+@pytest.mark.parametrize("size", [(0, 0, 4, 4), (0, 5, 4, 4), (5, 0, 4, 4), (5, 6, 0, 4), (5, 6, 4, 0)])
+def test_empty(size):
+    n_in, n_out, c_in, c_out = size
     map = KernelMap(torch.full((3, n_out), -1, dtype=torch.int32), n_in, torch.zeros(n_out, 4, dtype=torch.int32), (1,))
     x = torch.randn(n_in, c_in, requires_grad=True)
     weight = torch.randn(3, c_in, c_out, requires_grad=True)
@@ -86,14 +87,16 @@ def test_empty(n_in, n_out, c_in, c_out):
     assert not weight.grad.any() and not x.grad.any()
 
 
-@pytest.mark.parametrize("kind", ["submanifold", "strided", "transposed"])
+@pytest.mark.parametrize("kind", ["submanifold", "strided", "transposed", "inverse"])
 @pytest.mark.parametrize("c_in, c_out", [(3, 16), (16, 20), (9, 33), (48, 64), (32, 80)])
 def test_gradients(kind, c_in, c_out):
     coords, shape = surface(900)
     geometry = (3,) if kind == "submanifold" else (2, 2)
-    map = kernel_map(coords, shape, *geometry, batch_size=2, kind=kind)
+    map = kernel_map(coords, shape, *geometry, batch_size=2, kind="strided" if kind == "inverse" else kind)
+    if kind == "inverse":
+        map = map.transpose(coords, shape)
     tensors = [
-        torch.randn(size) for size in [(len(coords), c_in), (map.n_taps, c_in, c_out), (c_out,), (map.n_out, c_out)]
+        torch.randn(size) for size in [(map.n_in, c_in), (map.n_taps, c_in, c_out), (c_out,), (map.n_out, c_out)]
     ]
     upstream = torch.randn(map.n_out, c_out)
     expected = [each.double().requires_grad_() for each in tensors]
@@ -122,13 +125,14 @@ def test_bits_do_not_depend_on_run_or_threads(dtype):
     map = kernel_map(coords, shape, 3, batch_size=2)
     x = torch.randn(len(coords), 24).to(dtype).requires_grad_()
     weight = torch.randn(27, 24, 40).to(dtype).requires_grad_()
+    bias = torch.randn(40).to(dtype).requires_grad_()
     results = []
     threads = torch.get_num_threads()
     try:
         for n in (1, 1, 2, 3):
             torch.set_num_threads(n)
-            out = gather_gemm(x, map, weight)
-            results.append([out, *torch.autograd.grad(out.float().square().sum(), (x, weight))])
+            out = gather_gemm(x, map, weight, bias)
+            results.append([out, *torch.autograd.grad(out.float().square().sum(), (x, weight, bias))])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -139,7 +143,9 @@ def test_strides_do_not_matter():
     map = random_map(300, 300, 5)
     x, weight = torch.randn(12, 300).T, torch.randn(5, 20, 12).transpose(1, 2)
     bias, residual = torch.randn(40)[::2], torch.randn(300, 40)[:, ::2]
-    expected = gather_gemm(*(each.contiguous() if torch.is_tensor(each) else each for each in (x, map, weight, bias, residual)))
+    expected = gather_gemm(
+        *(each.contiguous() if torch.is_tensor(each) else each for each in (x, map, weight, bias, residual))
+    )
     assert torch.equal(gather_gemm(x, map, weight, bias, residual), expected)
 
 
@@ -190,9 +196,11 @@ print(LANES, HAS_BF16_DOT)
 
 
 @pytest.mark.skipif("x86" not in os.uname().machine, reason="names of x86 features")
-@pytest.mark.parametrize("features, lanes", [("+avx,+avx2,+fma,+f16c", 8), ("+sse4.2,+fma,+avx", 4)], ids=["avx2", "narrow"])
+@pytest.mark.parametrize(
+    "features, lanes", [("+avx,+avx2,+fma,+f16c", 8), ("+sse4.2,+fma,+avx", 4)], ids=["avx2", "narrow"]
+)
 def test_narrower_machines(features, lanes, tmp_path):
-    """The same kernels with the vectors and tiles of a machine without AVX-512, checked in a process compiled for it."""
+    """The same kernels with the vectors and tiles of a machine without AVX-512, in a process compiled for it."""
     environment = os.environ | {
         "NUMBA_CPU_NAME": "x86-64",
         "NUMBA_CPU_FEATURES": features,
