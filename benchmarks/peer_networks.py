@@ -242,9 +242,7 @@ def _point_wise(weight: Tensor) -> Callable[[Any], Any]:
     return lambda x: x.replace_feature(F.linear(x.features, matrix))
 
 
-def torch_network(
-    work: Workload, weights: dict[str, Tensor], width: float, cached: bool
-) -> Callable[[], Tensor]:
+def torch_network(work: Workload, weights: dict[str, Tensor], width: float, cached: bool) -> Callable[[], Tensor]:
     """A call that runs the network in plain torch, its maps built once or in each call."""
     weight = weights["classifier.weight"]
     features, coords = work.features.to(weight.device, weight.dtype), work.coords.to(weight.device)

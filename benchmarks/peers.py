@@ -57,9 +57,7 @@ def torch_submanifold(coords: Tensor, shape: Sequence[int], kernel: int = 3) -> 
         position = torch.searchsorted(sorted_keys, sorted_keys + step).clamp_(max=max(len(keys) - 1, 0))
         hit = sorted_keys[position] == sorted_keys + step
         first.append((order[position[hit]], order[hit]))
-    return Pairs(
-        [*first, (everyone, everyone), *((out, rows) for rows, out in reversed(first))], coords, tuple(shape)
-    )
+    return Pairs([*first, (everyone, everyone), *((out, rows) for rows, out in reversed(first))], coords, tuple(shape))
 
 
 def torch_strided(coords: Tensor, shape: Sequence[int], kernel: int, stride: int, padding: int) -> Pairs:

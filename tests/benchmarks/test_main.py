@@ -65,9 +65,7 @@ def test_gpu_check_without_a_gpu_claims_nothing() -> None:
     assert done.stdout == "gpu-check: no GPU found here; nothing was checked and nothing is claimed.\n"
 
 
-def test_gpu_check_names_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gpu_check_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu_check, "NEEDED", ("torch", "no_such_module"))
     monkeypatch.setattr(gpu_check, "_gpu_found", lambda without_torch: True)
     assert gpu_check.main() == 1
