@@ -38,12 +38,17 @@ def reached(
     n = len(rows)
     block = max(1, min(_BLOCK, _CANDIDATES // most))
     parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * -(-n // block)
+    _, stride, _, dilation, reach, _, _ = geometry[:, 1:]
+    disjoint = strided and bool((reach < stride).all() and (dilation == 1).all())
 
     def collect(begin: int, end: int) -> None:
         for i in range(begin, end):
             first, last = i * block, min(n, (i + 1) * block)
-            candidates = np.empty((last - first) * most, np.int64)
-            candidates = candidates[: _candidates(rows, order, geometry, strided, candidates, first, last)]
+            candidates = np.empty((last - first) * (1 if disjoint else most), np.int64)
+            if disjoint:
+                candidates = candidates[: _disjoint_candidates(rows, order, geometry, candidates, first, last)]
+            else:
+                candidates = candidates[: _candidates(rows, order, geometry, strided, candidates, first, last)]
             candidates.sort()
             parts[i] = candidates[: _unique(candidates)].copy()
 
@@ -55,6 +60,24 @@ def reached(
         keys[n_out : n_out + width] = END
         keys = keys[: n_out + width]
     return keys
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _disjoint_candidates(rows, order, geometry, out, begin, end):
+    """As `_candidates` for a kernel no wider than the stride: each row reaches one cell at most."""
+    extent, stride, padding, _, reach, _, weights = geometry
+    n = 0
+    for i in range(begin, end):
+        row = order[i] if len(order) > 0 else np.int32(i)
+        key, reached = np.int64(rows[row, 0]) * weights[0], True
+        for axis in range(1, rows.shape[1]):
+            x = np.int64(rows[row, axis]) + padding[axis]
+            cell = np.int64(np.float64(x) / stride[axis])  # exact: x is far below 2**53
+            reached &= (x - cell * stride[axis] <= reach[axis]) & (cell < extent[axis])
+            key += cell * weights[axis]
+        out[n] = key
+        n += reached
+    return n
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
