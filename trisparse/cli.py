@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def main(
     ] = False,
 ) -> None:
     """Point-cloud, video and language models made fast by not computing what carries no information."""
+    sleep_while_waiting()
 
 
 @app.command()
@@ -163,6 +165,16 @@ def doctor(debug: Debug = False) -> None:
         healthy = examine()
     if not healthy:
         raise typer.Exit(1)
+
+
+def sleep_while_waiting() -> None:
+    """Let torch's OpenMP threads sleep between their loops, unless the user chose otherwise.
+
+    By default they spin for milliseconds after each loop, on the cores that our own threads want: a network of many
+    small layers runs several times slower. OpenMP reads the variable when torch is loaded.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def examine() -> bool:
     print(f"  CPU         {machine.cpu()}")
     print(f"  features    {' '.join(machine.cpu_features()) or 'unknown'}")
     print(f"  kernels     {_vector_units()}")
-    print(f"  threads     {torch.get_num_threads()}")
+    print(f"  threads     {torch.get_num_threads()}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}")
     print(f"  GPU         {machine.gpu() or 'none: everything runs on the CPU'}")
     print("\noptional packages")
     for name, version in machine.optional_packages().items():

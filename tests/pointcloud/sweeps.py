@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 
 from pointcloud import PointCloud
 from pointcloud.models import MinkUNet
-from pointcloud.pretrained import ModelCard
 from pointcloud.simulate import Sensor, Sweep, simulate_sweep
 
+if TYPE_CHECKING:
+    from pointcloud.pretrained import ModelCard
+
 NAMES = ("ground", "wall", "thing")
+ARGUMENTS: dict[str, Any] = {"in_channels": 5, "num_classes": len(NAMES), "width": 0.125, "depth": 14}
 SENSOR = Sensor("small", tuple(np.linspace(-25.0, 8.0, 12).tolist()), 120, 1.8, 60.0, 1.0, 0.02, 0.0, 200.0, 0.3)
 
 
@@ -30,11 +35,12 @@ def street(n: int = 600, seed: int = 0) -> PointCloud:
 
 def tiny_card(**changes: object) -> ModelCard:
     """The card of `tiny_network`."""
-    arguments = {"in_channels": 5, "num_classes": len(NAMES), "width": 0.125, "depth": 14}
+    from pointcloud.pretrained import ModelCard  # needs safetensors, which the other tests do without
+
     fields = dict(
         description="A network of random numbers.",
         architecture="MinkUNet",
-        arguments=arguments,
+        arguments=ARGUMENTS,
         class_names=NAMES,
         voxel_size=0.4,
     )
@@ -44,7 +50,7 @@ def tiny_card(**changes: object) -> ModelCard:
 def tiny_network(seed: int = 0) -> MinkUNet:
     """Random weights and, as after training, batch norms that are not those of a fresh layer."""
     torch.manual_seed(seed)
-    model = MinkUNet(**tiny_card().arguments)
+    model = MinkUNet(**ARGUMENTS)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_(0, 0.1)

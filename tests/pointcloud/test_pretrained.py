@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
+
 from safetensors.torch import save_file
 
 from pointcloud import pretrained

@@ -98,6 +98,7 @@ def test_same_labels_in_every_run() -> None:
 
 
 def test_card_gives_voxel_size_and_names() -> None:
+    pytest.importorskip("safetensors")
     model = tiny_network()
     model.card = tiny_card()  # type: ignore[assignment]
     own = Segmenter(model)

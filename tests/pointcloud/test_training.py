@@ -12,6 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("safetensors")
+pytest.importorskip("tqdm")
+
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import load_pretrained, save_pretrained
 from pointcloud.segment import N_FEATURES, Segmenter, sweep_voxels

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from pointcloud.models import MinkUNet
-from pointcloud.pretrained import ModelCard, save_pretrained
 
 NAMES = ("ground", "wall", "thing")
 
 
 def save_tiny(path: Path, names: tuple[str, ...] = NAMES) -> Path:
     """A network of random numbers that labels voxels of 0.4 m."""
+    pytest.importorskip("safetensors")
+    from pointcloud.pretrained import ModelCard, save_pretrained
+
     torch.manual_seed(0)
     arguments = {"in_channels": 5, "num_classes": len(names), "width": 0.125, "depth": 14}
     card = ModelCard("A network of random numbers.", "MinkUNet", arguments, names, 0.4, {}, {"mean_iou": 0.25})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("typer")
+pytest.importorskip("safetensors")
+
 from pointcloud import pretrained
-from trisparse import __version__, doctor, text
+from trisparse import __version__, cli, doctor, text
 from trisparse.progress import compiling
 
 Run = Callable[..., Any]
@@ -25,6 +30,20 @@ def test_version_and_help(trisparse: Run) -> None:
         assert command in listed
         assert trisparse(command, "--help").exit_code == 0
     assert trisparse("classify").exit_code == 2
+
+
+def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delitem(sys.modules, "torch")
+    cli.sleep_while_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.sleep_while_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.undo()
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cli.sleep_while_waiting()  # too late: torch is loaded
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_models(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("typer")
+pytest.importorskip("safetensors")
+pytest.importorskip("jinja2")
+pytest.importorskip("tqdm")
+
 import pointcloud
 from pointcloud.simulate import CLASSES, Sensor
 from trisparse.demo import comparison, peer, scenes

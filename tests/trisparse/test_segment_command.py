@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("typer")
+pytest.importorskip("safetensors")
+
 import pointcloud
 from pointcloud.io.read import _SUFFIXES
 from pointcloud.segment import Segmenter

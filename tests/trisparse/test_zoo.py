@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("safetensors")
+
 import trisparse
 from pointcloud import pretrained
 from trisparse import zoo
