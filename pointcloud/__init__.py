@@ -39,6 +39,7 @@ from pointcloud.modules import (
     ToDense,
     is_spconv_module,
 )
+from pointcloud.picture import draw_labels
 from pointcloud.point_to_voxel import PointToVoxel
 from pointcloud.points import PointCloud
 from pointcloud.pool import (
@@ -53,6 +54,8 @@ from pointcloud.pool import (
     SparseMaxPool3d,
     SparseMaxPool4d,
 )
+from pointcloud.pretrained import list_pretrained, load_pretrained
+from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.spconv_weights import convert_weight, load_spconv_state_dict
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
@@ -69,6 +72,8 @@ __all__ = [
     "PointCloud",
     "PointToVoxel",
     "RemoveGrid",
+    "Segmentation",
+    "Segmenter",
     "SparseAvgPool1d",
     "SparseAvgPool2d",
     "SparseAvgPool3d",
@@ -110,8 +115,11 @@ __all__ = [
     "conv",
     "convert_weight",
     "devoxelize",
+    "draw_labels",
     "functional",
     "is_spconv_module",
+    "list_pretrained",
+    "load_pretrained",
     "load_spconv_state_dict",
     "models",
     "modules",

@@ -44,9 +44,10 @@ CONTRACT: dict[str, set[str]] = {
     },
     "pointcloud": {
         *(f"{name}{n}d" for n in (1, 2, 3, 4) for name in (
-            "SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv", "SparseMaxPool")),
-        "SparseConvTensor", "SparseModule", "SparseSequential", "ToDense", "accelerate", "devoxelize", "models",
-        "read_points", "voxelize",
+            "SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv", "SparseMaxPool", "SparseAvgPool")),
+        "PointToVoxel", "SparseConvTensor", "SparseGlobalAvgPool", "SparseGlobalMaxPool", "SparseModule",
+        "SparseSequential", "ToDense", "accelerate", "devoxelize", "list_pretrained", "load_pretrained", "models",
+        "read_points", "sparse_add", "voxelize",
     },
     "pointcloud.models": {"MinkUNet"},
     "video": set(),
