@@ -1,147 +1,15 @@
 """Kernel maps against their reference and against the defining equation, checked pair by pair by brute force."""
 
-import itertools
 import math
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 from common_kernels import kernel_map
 from common_kernels.kernel_map import KINDS, KernelMap, output_shape, reference
 from tests.common_kernels.aot import TARGETS, compile_kernel, pointer
-from tests.conftest import DEVICES, INTERPRETED
-
-
-@contextmanager
-def small_chunks(n_threads=2):
-    """The CPU implementation cuts even a few rows into chunks and blocks, as it cuts many."""
-    from common_kernels.kernel_map import cpu, cpu_outputs
-
-    before = torch.get_num_threads(), cpu._GRAIN, cpu_outputs._BLOCK, cpu_outputs._CANDIDATES
-    torch.set_num_threads(n_threads)
-    cpu._GRAIN, cpu_outputs._BLOCK, cpu_outputs._CANDIDATES = 3, 5, 40
-    try:
-        yield
-    finally:
-        cpu._GRAIN, cpu_outputs._BLOCK, cpu_outputs._CANDIDATES = before[1:]
-        torch.set_num_threads(before[0])
-
-
-def build(implementation, coords, out_shape, shape, kernel, stride, padding, dilation, batch_size, kind):
-    """(output coordinates, table) of one implementation, on the CPU."""
-    arguments = (list(shape), list(out_shape), kernel, stride, padding, dilation, batch_size, kind)
-    if implementation == "gpu":
-        if not (INTERPRETED or DEVICES):
-            pytest.skip("GPU kernels need a GPU or TRITON_INTERPRET=1")
-        from common_kernels.kernel_map import gpu
-
-        made = gpu.kernel_map(coords.to("cpu" if INTERPRETED else "cuda"), *arguments)
-        return [tensor.cpu() for tensor in made]
-    if implementation == "cpu":
-        from common_kernels.kernel_map import cpu
-
-        with small_chunks():
-            return cpu.kernel_map(coords, *arguments)
-    return reference.kernel_map(coords, *arguments)
-
-
-@st.composite
-def problems(draw, kinds=KINDS):
-    """A small problem: (coords, out_shape, shape, kernel, stride, padding, dilation, batch_size, kind)."""
-    kind = draw(st.sampled_from(kinds))
-    n_axes = draw(st.integers(1, 4))
-    longest = (24, 9, 5, 4)[n_axes - 1]
-
-    def per_axis(low, high):
-        return draw(st.lists(st.integers(low, high), min_size=n_axes, max_size=n_axes))
-
-    shape, kernel, dilation = per_axis(1, longest), per_axis(1, 5), per_axis(1, 3)
-    stride, padding, extra = [1] * n_axes, [0] * n_axes, [0] * n_axes
-    if kind != "submanifold":
-        stride, padding = per_axis(1, 4), per_axis(0, 4)
-    if kind == "transposed":
-        extra = per_axis(0, 2)
-    batch_size = draw(st.integers(1, 3))
-    try:
-        out_shape = output_shape(shape, kernel, stride, padding, dilation, kind, extra)
-    except ValueError:
-        assume(False)
-    cells = batch_size * math.prod(shape)
-    n_rows = draw(st.integers(0, min(cells, 40)))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    keys = torch.randperm(cells, generator=generator)[:n_rows]
-    if draw(st.booleans()):
-        keys = keys.sort().values
-    coords = reference.unravel(keys, shape).to(draw(st.sampled_from([torch.int32, torch.int64])))
-    return coords, out_shape, shape, kernel, stride, padding, dilation, batch_size, kind
-
-
-def tap_between(source, target, kernel, stride, padding, dilation, kind):
-    """The tap that relates an input to an output cell by the equations of `kernel_map`'s docstring, or None."""
-    if source[0] != target[0]:
-        return None
-    number = 0
-    for i, o, k, s, p, d in zip(source[1:], target[1:], kernel, stride, padding, dilation):
-        if kind == "submanifold":
-            distance = i - o + k // 2 * d
-        elif kind == "strided":
-            distance = i - (o * s - p)
-        else:
-            distance = o - (i * s - p)
-        r = distance // d
-        if distance % d or not 0 <= r < k:
-            return None
-        number = number * k + r
-    return number
-
-
-def reached_cells(inputs, out_shape, kernel, stride, padding, dilation, batch_size, kind):
-    """Every cell of the output grid for which some input and tap satisfy the equation, in order."""
-    cells = itertools.product(range(batch_size), *map(range, out_shape))
-    return [
-        c for c in cells if any(tap_between(i, c, kernel, stride, padding, dilation, kind) is not None for i in inputs)
-    ]
-
-
-def assert_defines(coords, made, out_shape, shape, kernel, stride, padding, dilation, batch_size, kind):
-    out_coords, table = made
-    assert table.dtype == torch.int32 and out_coords.dtype == coords.dtype
-    inputs = [tuple(row) for row in coords.tolist()]
-    if kind == "submanifold":
-        assert out_coords.shape == (0, coords.shape[1])
-        outputs = inputs
-    else:
-        outputs = [tuple(row) for row in out_coords.tolist()]
-        if math.prod(out_shape) * batch_size * len(inputs) < 20_000:
-            assert outputs == reached_cells(inputs, out_shape, kernel, stride, padding, dilation, batch_size, kind)
-    expected = torch.full((math.prod(kernel), len(outputs)), -1, dtype=torch.int32)
-    for (row, source), (column, target) in itertools.product(enumerate(inputs), enumerate(outputs)):
-        tap = tap_between(source, target, kernel, stride, padding, dilation, kind)
-        if tap is not None:
-            expected[tap, column] = row
-    assert torch.equal(table, expected)
-
-
-def quick(max_examples):
-    return settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-@quick(150)
-@given(problems())
-@pytest.mark.parametrize("implementation", ["reference", "cpu"])
-def test_satisfies_the_defining_equation(implementation, problem):
-    assert_defines(problem[0], build(implementation, *problem), *problem[1:])
-
-
-@quick(20)
-@given(problems())
-def test_gpu_satisfies_the_defining_equation(problem):
-    assert_defines(problem[0], build("gpu", *problem), *problem[1:])
-
+from tests.common_kernels.kernel_map_oracle import assert_defines, build, small_chunks
 
 CONVOLUTIONS = {
     "subm k3": dict(kernel_size=3),

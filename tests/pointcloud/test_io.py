@@ -5,37 +5,29 @@ from __future__ import annotations
 import pickle
 import struct
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from pointcloud.io import read_points, write_ply
 from pointcloud.points import PointCloud
-
-N = 137
-
-
-def street(n: int = N, seed: int = 0) -> dict[str, np.ndarray]:
-    """Columns of a cloud with the value ranges of a LiDAR sweep."""
-    rng = np.random.default_rng(seed)
-    return {
-        "x": rng.normal(0, 20, n).astype(np.float32),
-        "y": rng.normal(5, 20, n).astype(np.float32),
-        "z": rng.normal(-1, 1, n).astype(np.float32),
-        "intensity": rng.integers(0, 256, n).astype(np.float32),
-        "ring": rng.integers(0, 32, n).astype(np.uint16),
-        "label": rng.integers(0, 20, n).astype(np.uint32),
-    }
-
-
-def xyz_of(columns: dict[str, np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([columns[a] for a in "xyz"], axis=1).astype(np.float32))
+from tests.pointcloud.cloud_files import (
+    SAMPLES,
+    N,
+    as_rows,
+    ascii_rows,
+    lzf_compress,
+    pcd_bytes,
+    pcd_header,
+    ply_bytes,
+    put,
+    read_or_none,
+    street,
+    xyz_of,
+)
 
 
 def check_equal(cloud: PointCloud, columns: dict[str, np.ndarray]) -> None:
@@ -43,105 +35,6 @@ def check_equal(cloud: PointCloud, columns: dict[str, np.ndarray]) -> None:
     assert cloud.intensity is not None and torch.equal(cloud.intensity, torch.from_numpy(columns["intensity"]))
     assert cloud.labels is not None and np.array_equal(cloud.labels.numpy(), columns["label"].astype(np.int64))
     assert np.array_equal(cloud.extra["ring"].numpy(), columns["ring"].astype(np.int32))
-
-
-# --- writers of the formats, independent of the readers -----------------------------------------------------------
-
-
-def lzf_compress(data: bytes) -> bytes:
-    """A plain LZF encoder: greedy matches of 3 to 264 bytes up to 8192 back."""
-    out, literals, seen, i = bytearray(), bytearray(), {}, 0
-
-    def flush() -> None:
-        for start in range(0, len(literals), 32):
-            run = literals[start : start + 32]
-            out.append(len(run) - 1)
-            out.extend(run)
-        literals.clear()
-
-    while i < len(data):
-        key = data[i : i + 3]
-        back = seen.get(key)
-        if len(key) == 3:
-            seen[key] = i
-        if back is None or len(key) < 3 or i - back > 8192:
-            literals.append(data[i])
-            i += 1
-            continue
-        length = 3
-        while length < 264 and i + length < len(data) and data[back + length] == data[i + length]:
-            length += 1
-        flush()
-        offset, short = i - back - 1, length - 2
-        out.append((min(short, 7) << 5) | (offset >> 8))
-        if short >= 7:
-            out.append(short - 7)
-        out.append(offset & 255)
-        i += length
-    flush()
-    return bytes(out)
-
-
-def pcd_header(columns: dict[str, np.ndarray], data: str, points: int | None = None) -> bytes:
-    n = len(columns["x"]) if points is None else points
-    kinds = {"f": "F", "i": "I", "u": "U"}
-    lines = [
-        "# .PCD v0.7 - Point Cloud Data file format",
-        "VERSION 0.7",
-        "FIELDS " + " ".join(columns),
-        "SIZE " + " ".join(str(c.dtype.itemsize) for c in columns.values()),
-        "TYPE " + " ".join(kinds[c.dtype.kind] for c in columns.values()),
-        "COUNT " + " ".join("1" if c.ndim == 1 else str(c.shape[1]) for c in columns.values()),
-        f"WIDTH {n}",
-        "HEIGHT 1",
-        "VIEWPOINT 0 0 0 1 0 0 0",
-        f"POINTS {n}",
-        f"DATA {data}",
-    ]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def as_rows(columns: dict[str, np.ndarray], order: str = "<") -> np.ndarray:
-    rows = np.empty(
-        len(columns["x"]), dtype=[(name, c.dtype.newbyteorder(order), c.shape[1:]) for name, c in columns.items()]
-    )
-    for name, column in columns.items():
-        rows[name] = column
-    return rows
-
-
-def ascii_rows(columns: dict[str, np.ndarray]) -> bytes:
-    # repr of a float32 is the shortest text that reads back to it.
-    lines = []
-    for i in range(len(columns["x"])):
-        lines.append(" ".join(str(v) for c in columns.values() for v in np.atleast_1d(c[i])))
-    return ("\n".join(lines) + "\n").encode()
-
-
-def pcd_bytes(columns: dict[str, np.ndarray], data: str) -> bytes:
-    if data == "ascii":
-        return pcd_header(columns, data) + ascii_rows(columns)
-    if data == "binary":
-        return pcd_header(columns, data) + as_rows(columns).tobytes()
-    flat = b"".join(np.ascontiguousarray(c).tobytes() for c in columns.values())
-    packed = lzf_compress(flat)
-    return pcd_header(columns, data) + struct.pack("<II", len(packed), len(flat)) + packed
-
-
-def ply_bytes(
-    columns: dict[str, np.ndarray], order: str, before: str = "", payload: bytes = b"", after: str = ""
-) -> bytes:
-    names = {"f4": "float", "f8": "double", "u1": "uchar", "u2": "ushort", "u4": "uint", "i4": "int", "i2": "int16"}
-    lines = [
-        "ply",
-        f"format {order} 1.0",
-        "comment a test",
-        *before.splitlines(),
-        f"element vertex {len(columns['x'])}",
-    ]
-    lines += [f"property {names[c.dtype.str[1:]]} {name}" for name, c in columns.items()] + after.splitlines()
-    body = ascii_rows(columns) if order == "ascii" else as_rows(columns, ">" if "big" in order else "<").tobytes()
-    return ("\n".join([*lines, "end_header"]) + "\n").encode() + payload + body
 
 
 # --- round trips --------------------------------------------------------------------------------------------------
@@ -617,40 +510,14 @@ def test_laspy_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monke
 
 # --- damage -------------------------------------------------------------------------------------------------------
 
-SAMPLES = {
-    **{
-        f"{data}.pcd": lambda data=data: pcd_bytes(street(40), data)
-        for data in ("ascii", "binary", "binary_compressed")
-    },
-    **{
-        f"{order}.ply": lambda order=order: ply_bytes(street(40), order)
-        for order in ("ascii", "binary_little_endian", "binary_big_endian")
-    },
-}
-
-
-def read_or_none(path: Path) -> PointCloud | None:
-    """The cloud, or None where the reader refused the file or warned about its end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return read_points(path)
-        except (ValueError, UserWarning):
-            return None
-
 
 @pytest.mark.parametrize("name", list(SAMPLES))
 def test_every_truncation_is_noticed(tmp_path: Path, name: str) -> None:
     content, columns = SAMPLES[name](), street(40)
-    check_equal(read_points(_put(tmp_path / name, content)), columns)
+    check_equal(read_points(put(tmp_path / name, content)), columns)
     for length in range(len(content)):
-        cloud = read_or_none(_put(tmp_path / name, content[:length]))
+        cloud = read_or_none(put(tmp_path / name, content[:length]))
         assert cloud is None, f"{length} of {len(content)} bytes were read as {cloud}"
-
-
-def _put(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["las", "laz"])
@@ -658,7 +525,7 @@ def test_las_truncation(tmp_path: Path, suffix: str) -> None:
     _, path = write_las(tmp_path / f"a.{suffix}", N)
     content = path.read_bytes()
     for length in range(0, len(content), 7):
-        assert read_or_none(_put(path, content[:length])) is None, f"{length} of {len(content)} bytes"
+        assert read_or_none(put(path, content[:length])) is None, f"{length} of {len(content)} bytes"
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
@@ -667,40 +534,7 @@ def test_numpy_truncation(tmp_path: Path, save: object) -> None:
     save(path, np.random.default_rng(0).random((9, 3)))  # type: ignore[operator]
     content = path.read_bytes()
     for length in range(len(content)):
-        assert read_or_none(_put(path, content[:length])) is None, f"{length} of {len(content)} bytes"
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(list(SAMPLES)), seed=st.integers(0, 2**32), n_bytes=st.integers(1, 8))
-def test_corruption_raises_nothing_but_valueerror(tmp_path: Path, name: str, seed: int, n_bytes: int) -> None:
-    rng = np.random.default_rng(seed)
-    content = np.frombuffer(SAMPLES[name](), dtype=np.uint8).copy()
-    content[rng.integers(0, len(content), n_bytes)] = rng.integers(0, 256, n_bytes)
-    read_or_none(_put(tmp_path / name, content.tobytes()))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=600) | st.text("ab", max_size=3000).map(str.encode) | st.integers(0, 3000).map(bytes))
-def test_lzf_decodes_what_was_encoded(data: bytes) -> None:
-    from pointcloud.io.lzf import lzf_decompress
-
-    packed = lzf_compress(data)
-    assert lzf_decompress(packed, len(data)).tobytes() == data
-    for size in (len(data) + 1, max(len(data) - 1, 0)):
-        if size != len(data):
-            with pytest.raises(ValueError, match=r"LZF|compressed"):
-                lzf_decompress(packed, size)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(min_size=1, max_size=200), st.integers(0, 4000))
-def test_lzf_survives_any_bytes(data: bytes, size: int) -> None:
-    from pointcloud.io.lzf import lzf_decompress
-
-    try:
-        assert lzf_decompress(data, size).size == size
-    except ValueError:
-        pass
+        assert read_or_none(put(path, content[:length])) is None, f"{length} of {len(content)} bytes"
 
 
 # --- PointCloud ---------------------------------------------------------------------------------------------------

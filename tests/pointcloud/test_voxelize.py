@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from pointcloud.conv import SparseConv3d, SparseInverseConv3d
@@ -19,13 +16,7 @@ from pointcloud.points import PointCloud
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
 from pointcloud.voxelize import devoxelize, grid_of, voxelize
-
-REDUCE = {
-    "mean": lambda rows: rows.mean(0),
-    "sum": lambda rows: rows.sum(0),
-    "max": lambda rows: rows.amax(0),
-    "first": lambda rows: rows[0],
-}
+from tests.pointcloud.voxel_oracle import REDUCE, brute
 
 
 def cloud(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,28 +26,6 @@ def cloud(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     plane = torch.rand(n, 3, generator=generator, dtype=torch.float64) * torch.tensor([4.0, 4.0, 0.0]) - 2
     xyz = torch.where((torch.arange(n) % 2 == 0)[:, None], direction, plane)
     return torch.cat([xyz, torch.rand(n, 1, generator=generator, dtype=torch.float64)], 1).to(dtype)
-
-
-def brute(
-    points: Tensor, features: Tensor, size: tuple[float, ...], low: list[float], high: list[float] | None,
-    batch: list[int], axes: str, reduce: str,
-) -> tuple[list[list[int]], Tensor, list[int]]:  # fmt: skip
-    """Sorted cells, reduced features and the voxel of each point, from a dictionary and Python's own floats."""
-    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, p in enumerate(points[:, :3].tolist()):
-        if high is not None and not all(a <= v < b for a, v, b in zip(low, p, high)):
-            continue
-        cell = [math.floor((v - a) / s) for v, a, s in zip(p, low, size)]
-        if high is not None:
-            cell = [min(c, math.ceil((b - a) / s - 1e-6) - 1) for c, a, b, s in zip(cell, low, high, size)]
-        rows[(batch[i], *(cell if axes == "xyz" else cell[::-1]))].append(i)
-    cells = sorted(rows)
-    of_point = [-1] * len(points)
-    for voxel, cell in enumerate(cells):
-        for i in rows[cell]:
-            of_point[i] = voxel
-    reduced = [REDUCE[reduce](features[rows[cell]].double()) for cell in cells]
-    return [list(c) for c in cells], torch.stack(reduced) if reduced else features[:0].double(), of_point
 
 
 @pytest.mark.parametrize("reduce", sorted(REDUCE))
@@ -76,38 +45,6 @@ def test_equals_brute_force(reduce: str, axes: str, cropped: bool, device: str) 
     if cropped:
         assert voxels.spatial_shape == ([13, 9, 8] if axes == "xyz" else [8, 9, 13])
         assert -1 in expected
-
-
-coordinate = st.one_of(
-    st.floats(-5, 5, width=32),
-    st.integers(-50, 50).map(lambda i: float(np.float32(i * 0.1))),
-    st.sampled_from([-2.0, 3.0]),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    rows=st.lists(st.tuples(coordinate, coordinate, coordinate, st.integers(0, 2)), max_size=40),
-    size=st.sampled_from([0.1, 0.3, 1.0, 7.5]),
-    cropped=st.booleans(),
-    reduce=st.sampled_from(sorted(REDUCE)),
-)
-def test_any_points_in_any_batch(rows: list[tuple], size: float, cropped: bool, reduce: str) -> None:
-    points = torch.tensor([row[:3] for row in rows], dtype=torch.float32).reshape(-1, 3)
-    batch = [row[3] for row in rows]
-    features = torch.arange(2.0 * len(rows)).reshape(-1, 2)
-    point_range = [-2.0, -2.0, -2.0, 3.0, 2.9, 3.1] if cropped else None
-    voxels, of_point = voxelize(
-        points, size, point_range, features=features, reduce=reduce,
-        batch_index=torch.tensor(batch, dtype=torch.int32), batch_size=3,
-    )  # fmt: skip
-    low = point_range[:3] if point_range else (points.double().amin(0).tolist() if rows else [0.0] * 3)
-    high = point_range[3:] if point_range else None
-    cells, reduced, expected = brute(points, features, (size,) * 3, low, high, batch, "xyz", reduce)
-    assert voxels.indices.tolist() == cells and of_point.tolist() == expected
-    torch.testing.assert_close(voxels.features.double(), reduced, rtol=1e-5, atol=1e-5)
-    shape = torch.tensor(voxels.spatial_shape)
-    assert bool((voxels.indices[:, 1:] >= 0).all()) and bool((voxels.indices[:, 1:] < shape).all())
 
 
 @pytest.mark.parametrize("size", [0.1, 0.05, 1 / 3, 1e-3])
