@@ -8,9 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+TRAIN_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-values test-aot lint bench gpu-check clean
+# torch's OpenMP threads must sleep between its loops: spinning, they hold the cores that our own threads need.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test test-values test-aot lint bench gpu-check train clean
 
 demo: $(STAMP)
 	$(BIN)/trisparse demo $(DEMO_ARGS)
@@ -31,6 +35,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks pointcloud $(BENCH_ARGS)
+
+# The demonstration network again, from nothing: simulated sweeps, training, the held-out measurement.
+train: $(STAMP)
+	$(BIN)/python -m pointcloud.training -o pointcloud/weights/minkunet14-streets.safetensors $(TRAIN_ARGS)
 
 # No install and no network: the system Python brings torch, triton, numba, numpy and pytest.
 gpu-check:
