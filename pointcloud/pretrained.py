@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pointcloud.models import MinkUNet
@@ -62,6 +61,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         ValueError: an unknown name, or a file that is not such a file or whose tensors do not fit its card.
+        ImportError: safetensors is not installed.
     """
     path = WEIGHTS / f"{name_or_path}.safetensors"
     if str(name_or_path) not in list_pretrained():
@@ -73,6 +73,9 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
                 f"name_or_path must be a file or one of {', '.join(list_pretrained()) or '(none)'}, "
                 f"got {str(name_or_path)!r}{hint}"
             )
+    _require_safetensors()
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -90,6 +93,11 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
     model.load_state_dict(_fitting(path, state, model), assign=True)
     model.card = card  # type: ignore[assignment]
     return model.eval()
+
+
+def _require_safetensors() -> None:
+    if importlib.util.find_spec("safetensors") is None:
+        raise ImportError("weights files need safetensors: pip install safetensors")
 
 
 def _read_card(path: Path, metadata: dict[str, str]) -> ModelCard:
@@ -125,7 +133,11 @@ def save_pretrained(model: nn.Module, card: ModelCard, path: str | os.PathLike[s
 
     Raises:
         ValueError: a weight beyond the range of fp16.
+        ImportError: safetensors is not installed.
     """
+    _require_safetensors()
+    from safetensors.torch import save_file
+
     state = {}
     for key, value in model.state_dict().items():
         value = value.detach().cpu()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import ModelCard, round_like_saved
@@ -35,14 +34,14 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
     }
     model = MinkUNet(**arguments)
     simulated = _simulate(recipe, recipe.train_sweeps, 0)
-    sweeps = list(tqdm(simulated, "simulating", recipe.train_sweeps, disable=not progress))
+    sweeps = list(_shown(simulated, "simulating", recipe.train_sweeps, progress))
     weights = class_weights(sweeps)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
     generator = np.random.default_rng([recipe.seed, 7])
-    bar = tqdm(total=recipe.steps, desc="training", disable=not progress)
+    bar = _shown(_batches(sweeps, recipe, generator), "training", recipe.steps, progress)
     model.train()
-    for step, batch in enumerate(_batches(sweeps, recipe, generator)):
+    for step, batch in enumerate(bar):
         xyz, labels, batch_index = batch
         voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, batch_index, recipe.batch_size)
         truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
@@ -53,10 +52,8 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-        bar.update()
-        if step % 20 == 0:
+        if progress and step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{(logits.argmax(1) == truth).float().mean():.3f}")
-    bar.close()
     model.eval()
     round_like_saved(model)
     card = ModelCard(
@@ -77,7 +74,7 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
     total = Confusion(len(CLASSES))
     by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
     sweeps = _simulate(recipe, recipe.test_sweeps, recipe.first_test_seed)
-    for i, sweep in enumerate(tqdm(sweeps, "held-out sweeps", recipe.test_sweeps, disable=not progress)):
+    for i, sweep in enumerate(_shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
         cloud = sweep.to_cloud()
         prediction = segmenter(cloud).labels
         for confusion in (total, by_sensor[recipe.sensors[i % len(recipe.sensors)]]):
@@ -88,6 +85,17 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
         "mean_iou_by_sensor": {sensor: round(c.mean_iou(), 4) for sensor, c in by_sensor.items()},
         "sweeps": recipe.test_sweeps,
     }
+
+
+def _shown(steps: Iterable[Any], what: str, total: int, progress: bool) -> Any:
+    """The steps, behind a progress bar where one is wanted: without it, training needs no tqdm."""
+    if not progress:
+        return steps
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress bars need tqdm: pip install tqdm, or pass progress=False") from error
+    return tqdm(steps, what, total)
 
 
 def learning_rate(step: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,13 @@ def test_shipped_networks_load(name: str) -> None:
     assert pretrained.WEIGHTS.joinpath(f"{name}.safetensors").stat().st_size < 2e6
     assert 0 < model.card.results["mean_iou"] <= 1
     assert "seed" in model.card.recipe
+
+
+def test_without_safetensors(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match="weights files need safetensors: pip install safetensors"):
+        load_pretrained(saved)
+    with pytest.raises(ImportError, match="need safetensors"):
+        save_pretrained(tiny_network(), tiny_card(), saved)
+    with pytest.raises(ValueError, match="name_or_path must be a file"):
+        load_pretrained("none")

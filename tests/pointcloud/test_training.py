@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-pytest.importorskip("safetensors")
-pytest.importorskip("tqdm")
 
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import load_pretrained, save_pretrained
@@ -201,6 +199,7 @@ def test_training_repeats_bit_for_bit(one_thread: None) -> None:
 
 def test_results_are_those_of_the_file(one_thread: None, tmp_path: Path) -> None:
     """What is measured is what is shipped: the weights are rounded before they are measured."""
+    pytest.importorskip("safetensors")
     plan = recipe(steps=2)
     model, card = train(plan, progress=False)
     save_pretrained(model, replace(card, recipe={}, results={}), tmp_path / "w.safetensors")
@@ -239,3 +238,9 @@ def test_loss_falls(one_thread: None) -> None:
 def test_bad_recipe() -> None:
     with pytest.raises(ValueError, match="sensor"):
         train(recipe(sensors=("hdl65",)), progress=False)
+
+
+def test_progress_bars_name_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="progress bars need tqdm: pip install tqdm"):
+        train(recipe())

@@ -67,9 +67,7 @@ def _layer(ours: SparseConvolution, where: str, spconv: ModuleType) -> nn.Module
 def submanifold_pairs(spconv: ModuleType, coords: Tensor, shape: list[int]) -> Any:
     """spconv's pairs of a submanifold convolution of 27 taps."""
     ones, zeros = [1] * 3, [0] * 3
-    return spconv.ops.get_indice_pairs(
-        coords, 1, shape, spconv.ConvAlgo.Native, [3] * 3, ones, ones, ones, zeros, True
-    )
+    return spconv.ops.get_indice_pairs(coords, 1, shape, spconv.ConvAlgo.Native, [3] * 3, ones, ones, ones, zeros, True)
 
 
 def pair_keys(built: Any) -> Tensor:

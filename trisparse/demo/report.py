@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pointcloud.io.files import atomic_file
 from pointcloud.picture import class_colors
 from pointcloud.pretrained import ModelCard
@@ -38,6 +36,10 @@ class Page:
 
 def write_page(page: Page, path: Path) -> Path:
     """One HTML file that holds its pictures. It appears whole or not at all."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError("the demonstration's page needs jinja2: pip install jinja2") from error
     environment = Environment(
         loader=PackageLoader("trisparse.demo", "."),
         autoescape=True,
