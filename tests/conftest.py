@@ -54,6 +54,13 @@ def seed() -> int:
     return 0
 
 
+@pytest.fixture(autouse=True)
+def exact_float32() -> None:
+    """fp32 products are fp32: cuDNN's default and some containers' settings would let a GPU round them to TF32."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty and its kin return NaN (largest integer for integer types), so that an element not written shows."""

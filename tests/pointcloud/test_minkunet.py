@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxelize import voxelize
 
 
-def surface(n: int = 1500, batch_size: int = 2, size: float = 0.15, seed: int = 0) -> SparseConvTensor:
+def surface(
+    n: int = 1500, batch_size: int = 2, size: float = 0.15, seed: int = 0, device: str = "cpu"
+) -> SparseConvTensor:
     """Spheres standing on wavy ground, voxelized, with features x, y, z and a random column."""
     generator = torch.Generator().manual_seed(seed)
     ground = torch.rand(n, 3, generator=generator) * 6 - 3
@@ -26,7 +29,7 @@ def surface(n: int = 1500, batch_size: int = 2, size: float = 0.15, seed: int = 
     points = torch.cat([ground, sphere])
     points = torch.cat([points, torch.rand(2 * n, 1, generator=generator)], 1)
     batch = torch.randint(batch_size, (2 * n,), generator=generator)
-    return voxelize(points, size, batch_index=batch, batch_size=batch_size)[0]
+    return voxelize(points.to(device), size, batch_index=batch.to(device), batch_size=batch_size)[0]
 
 
 def trained_like(model: MinkUNet, seed: int = 0) -> MinkUNet:
@@ -127,6 +130,19 @@ def test_equals_spconv_on_a_real_sweep(one_thread: None, data_dir: Path) -> None
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_equals_the_network_in_double_precision(dtype: torch.dtype, device: str) -> None:
+    """On every device, against the CPU's fp64."""
+    model = trained_like(MinkUNet(num_classes=7, width=0.25))
+    x = surface(600)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(x.to(torch.float64))
+        got = model.to(device, dtype)(x.to(device).to(dtype))
+    assert got.dtype == dtype and got.device.type == device
+    tolerance = {torch.float32: 5e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize(("width", "million"), [(1.0, 21.7), (0.64, 8.8), (0.5, 5.4)])
 def test_number_of_parameters(width: float, million: float) -> None:
     """SPVNAS states 21.7, 8.8 and 5.5 million; its count includes point branches that its MinkUNet does not use."""
@@ -134,10 +150,10 @@ def test_number_of_parameters(width: float, million: float) -> None:
     assert round(count / 1e6, 1) == million
 
 
-def test_gradients_reach_every_parameter() -> None:
-    model = MinkUNet(num_classes=5, width=0.25)
-    x = surface(400)
-    target = torch.randint(5, (len(x.features),))
+def test_gradients_reach_every_parameter(device: str) -> None:
+    model = MinkUNet(num_classes=5, width=0.25).to(device)
+    x = surface(400, device=device)
+    target = torch.randint(5, (len(x.features),)).to(device)
     features = x.features.clone().requires_grad_()
     F.cross_entropy(model(x.replace_feature(features)), target).backward()
     for name, parameter in model.named_parameters():
@@ -146,15 +162,16 @@ def test_gradients_reach_every_parameter() -> None:
     assert bool(features.grad.any())
 
 
-def test_training_lowers_the_loss() -> None:
-    torch.manual_seed(0)
-    model = MinkUNet(num_classes=2, width=0.125, depth=14)
-    x = surface(400, batch_size=1)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "autocast"])
+def test_training_lowers_the_loss(dtype: torch.dtype | None, device: str) -> None:
+    model = MinkUNet(num_classes=2, width=0.125, depth=14).to(device)
+    x = surface(400, batch_size=1, device=device)
     target = (x.features[:, 2] > 0.4).long()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(8):
-        loss = F.cross_entropy(model(x), target)
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            loss = F.cross_entropy(model(x), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -162,18 +179,18 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_order_of_rows_does_not_matter() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.25))
-    x = surface(500)
-    order = torch.randperm(len(x.features))
+def test_order_of_rows_does_not_matter(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=3, width=0.25)).to(device)
+    x = surface(500, device=device)
+    order = torch.randperm(len(x.features)).to(device)
     with torch.no_grad():
         a, b = model(x), model(x.select_by_index(order))
     torch.testing.assert_close(a[order], b, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_do_not_see_each_other() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.25))
-    x = surface(500, batch_size=2)
+def test_samples_do_not_see_each_other(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=3, width=0.25)).to(device)
+    x = surface(500, batch_size=2, device=device)
     second = x.indices[:, 0] == 1
     indices = x.indices[second].clone()
     indices[:, 0] = 0
@@ -183,11 +200,11 @@ def test_samples_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("shape", [[1, 1, 1], [17, 33, 5], [15, 16, 31]], ids=str)
-def test_odd_grids_lose_no_voxel(shape: list[int]) -> None:
+def test_odd_grids_lose_no_voxel(shape: list[int], device: str) -> None:
     """A grid of any size gives what the same cells give in a much larger one: no level drops its last plane."""
     corner = torch.tensor([[0, *(n - 1 for n in shape)], [0, 0, 0, 0]], dtype=torch.int32).unique(dim=0)
-    features = torch.randn(len(corner), 4)
-    model = trained_like(MinkUNet(num_classes=3, width=0.25))
+    features, corner = torch.randn(len(corner), 4).to(device), corner.to(device)
+    model = trained_like(MinkUNet(num_classes=3, width=0.25)).to(device)
     with torch.no_grad():
         small = model(SparseConvTensor(features, corner, shape, 1))
         large = model(SparseConvTensor(features, corner, [64, 64, 64], 1))
@@ -197,15 +214,15 @@ def test_odd_grids_lose_no_voxel(shape: list[int]) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_no_voxels(training: bool) -> None:
-    model = MinkUNet(num_classes=3, width=0.25).train(training)
-    empty = SparseConvTensor(torch.empty(0, 4), torch.empty(0, 4, dtype=torch.int32), [20, 20, 20], 2)
+def test_no_voxels(training: bool, device: str) -> None:
+    model = MinkUNet(num_classes=3, width=0.25).train(training).to(device)
+    empty = SparseConvTensor(torch.empty(0, 4), torch.empty(0, 4, dtype=torch.int32), [20, 20, 20], 2).to(device)
     assert model(empty).shape == (0, 3)
 
 
-def test_one_voxel() -> None:
-    one = SparseConvTensor(torch.randn(1, 4), torch.zeros(1, 4, dtype=torch.int32), [20, 20, 20], 1)
-    model = MinkUNet(num_classes=3, width=0.25)
+def test_one_voxel(device: str) -> None:
+    one = SparseConvTensor(torch.randn(1, 4), torch.zeros(1, 4, dtype=torch.int32), [20, 20, 20], 1).to(device)
+    model = MinkUNet(num_classes=3, width=0.25).to(device)
     assert bool(model.eval()(one).isfinite().all())
     with pytest.raises(ValueError, match="more than 1 value per channel"):  # torch's own message
         model.train()(one)
