@@ -167,9 +167,9 @@ def test_groups_equal_dense(family, kernel, groups, channels, device) -> None:
 
 @pytest.mark.parametrize("family", ["SubMConv", "SparseConv", "SparseConvTranspose"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_gradcheck(family: str, groups: int) -> None:
-    layer = double(layer_class(family, 2)(4, 4, 3, groups=groups), "cpu")
-    x = random_cloud((4, 4), 4, batch_size=1)
+def test_gradcheck(family: str, groups: int, device: str) -> None:
+    layer = double(layer_class(family, 2)(4, 4, 3, groups=groups), device)
+    x = random_cloud((4, 4), 4, batch_size=1, device=device)
 
     def act(features, weight, bias):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x.replace_feature(features)).features
@@ -254,9 +254,9 @@ def test_residual_and_activation(kernel: int, groups: int, device: str) -> None:
     lambda: pc.SubMConv3d(8, 16, 3), lambda: pc.SubMConv3d(8, 8, 3, groups=8), lambda: pc.SparseConv3d(8, 16, 3, 2, 1),
     lambda: pc.SparseConvTranspose3d(8, 16, 2, 2), lambda: pc.SubMConv3d(8, 16, 3, groups=4),
 ])  # fmt: skip
-def test_repeats_and_thread_counts_agree_bit_for_bit(make) -> None:
-    layer = make()
-    x = random_cloud((16, 16, 16), 8, dtype=torch.float32)
+def test_repeats_and_thread_counts_agree_bit_for_bit(make, device: str) -> None:
+    layer = make().to(device)
+    x = random_cloud((16, 16, 16), 8, dtype=torch.float32, device=device)
     results = []
     before = torch.get_num_threads()
     try:

@@ -23,10 +23,10 @@ from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxelize import voxelize
 
 
-def sphere(n: int = 800, channels: int = 4, size: float = 0.2) -> SparseConvTensor:
+def sphere(n: int = 800, channels: int = 4, size: float = 0.2, device: str = "cpu") -> SparseConvTensor:
     generator = torch.Generator().manual_seed(0)
     points = nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=1) * 2
-    return voxelize(points, size, features=torch.randn(n, channels, generator=generator))[0]
+    return voxelize(points, size, features=torch.randn(n, channels, generator=generator))[0].to(device)
 
 
 def trained_like(model: nn.Module) -> nn.Module:
@@ -49,26 +49,25 @@ def assert_equal_outputs(model: nn.Module, fast: nn.Module, x: Any) -> None:
     assert agreement.rows > 0 and agreement.relative_difference < 1e-4, str(agreement)
 
 
-def test_minkunet_is_folded_completely() -> None:
-    torch.manual_seed(0)
-    model = trained_like(MinkUNet(num_classes=5, width=0.25))
+def test_minkunet_is_folded_completely(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=5, width=0.25)).to(device)
     before = copy.deepcopy(model.state_dict())
     fast = accelerate(model)
     # 49 convolutions; all ReLUs but none of the classifier's: 2 stem, 4 + 4 level changes, 2 for each of 16 blocks.
     assert fast.acceleration == Acceleration(49, 42, 16, 49, (), None)
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.ReLU, ResidualBlock)) for m in fast.modules())
-    assert_equal_outputs(model, fast, sphere())
+    assert_equal_outputs(model, fast, sphere(device=device))
     assert not hasattr(model, "acceleration")
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(module.activation == "none" for module in model.modules() if isinstance(module, SubMConv3d))
 
 
 @pytest.mark.parametrize("dtype", [None, "auto", torch.bfloat16])
-def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any) -> None:
+def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any, device: str) -> None:
     raw = np.fromfile(data_dir / "pointcloud/nuscenes_lidar_top.pcd.bin", dtype=np.float32).reshape(-1, 5)
     points = torch.from_numpy(raw[:, :4] / np.float32([1, 1, 1, 255]))
-    x, _ = voxelize(points, 0.2, [-25.6, -25.6, -5, 25.6, 25.6, 3])
-    model = MinkUNet(width=0.5)
+    x, _ = voxelize(points.to(device), 0.2, [-25.6, -25.6, -5, 25.6, 25.6, 3])
+    model = MinkUNet(width=0.5).to(device)
     with torch.no_grad():
         model(x)  # statistics of real activations
     model.eval()
@@ -76,7 +75,7 @@ def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any) -> None:
     agreement = compare(model, fast, x)
     assert agreement.rows == len(x.features)
     if fast.acceleration.dtype is None:
-        assert agreement.relative_difference < 1e-4 and agreement.top1 == 1.0, str(agreement)
+        assert agreement.relative_difference < 1e-4 and agreement.top1 >= 0.999, str(agreement)
     else:
         assert fast.acceleration.dtype == torch.bfloat16
         assert 1e-6 < agreement.relative_difference < 0.05 and agreement.top1 >= 0.995, str(agreement)
@@ -103,13 +102,13 @@ class CustomForward(nn.Module):
         return {"voxels": x, "logits": self.head(x.features)}
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_custom_forward_keeps_working(dtype: torch.dtype | None) -> None:
-    model = trained_like(CustomForward())
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_custom_forward_keeps_working(dtype: torch.dtype | None, device: str) -> None:
+    model = trained_like(CustomForward()).to(device)
     fast = accelerate(model, dtype=dtype)
     assert (fast.acceleration.batch_norms, fast.acceleration.activations) == (0, 0)
     assert fast.acceleration.batch_norms_left == ("norm", "a.1", "b.1")
-    x = sphere()
+    x = sphere(device=device)
     with torch.no_grad():
         expected, got = model(x, scale=2.0), fast(x, scale=2.0)
     tolerance = 1e-5 if dtype is None else 0.05
@@ -143,14 +142,13 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_patterns(name: str) -> None:
+def test_patterns(name: str, device: str) -> None:
     make, norms, activations = PATTERNS[name]
-    torch.manual_seed(0)
-    model = trained_like(SparseSequential(*make()))
+    model = trained_like(SparseSequential(*make())).to(device)
     fast = accelerate(model)
     assert (fast.acceleration.batch_norms, fast.acceleration.activations) == (norms, activations)
     assert len(fast) == len(model)  # positions stay
-    assert_equal_outputs(model, fast, sphere())
+    assert_equal_outputs(model, fast, sphere(device=device))
 
 
 def test_same_convolution_twice_is_left_alone() -> None:
@@ -213,19 +211,19 @@ def test_subclasses() -> None:
         assert_equal_outputs(model, fast, sphere())
 
 
-def test_fold_false_and_weight_order() -> None:
-    model = trained_like(SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU()))
+def test_fold_false_and_weight_order(device: str) -> None:
+    model = trained_like(SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU())).to(device)
     fast = accelerate(model, fold=False)
     assert fast.acceleration == Acceleration(0, 0, 0, 1, ("1",), None)
     assert torch.equal(fast[0].weight, model[0].weight)
     assert fast[0].weight.flatten(1, -2).permute(1, 2, 0).is_contiguous()
-    assert_equal_outputs(model, fast, sphere())
+    assert_equal_outputs(model, fast, sphere(device=device))
 
 
-def test_copies_and_pickles() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14))
+def test_copies_and_pickles(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14)).to(device)
     fast = accelerate(model, dtype=torch.bfloat16)
-    x = sphere(200)
+    x = sphere(200, device=device)
     buffer = io.BytesIO()
     torch.save(fast, buffer)
     buffer.seek(0)
@@ -241,18 +239,18 @@ def test_twice_is_once() -> None:
     assert_equal_outputs(model, accelerate(accelerate(model)), sphere(300))
 
 
-def test_double_precision() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14)).double()
-    x = sphere(300)
+def test_double_precision(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14)).double().to(device)
+    x = sphere(300, device=device)
     x = x.replace_feature(x.features.double())
     fast = accelerate(model, dtype="auto")  # bf16 for fp32 models only
     assert fast.acceleration.dtype is None
     assert compare(model, fast, x).relative_difference < 1e-12
 
 
-def test_empty_input() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14))
-    empty = SparseConvTensor(torch.empty(0, 4), torch.empty(0, 4, dtype=torch.int32), [20, 20, 20], 1)
+def test_empty_input(device: str) -> None:
+    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14)).to(device)
+    empty = SparseConvTensor(torch.empty(0, 4), torch.empty(0, 4, dtype=torch.int32), [20, 20, 20], 1).to(device)
     for dtype in (None, torch.bfloat16):
         assert accelerate(model, dtype=dtype)(empty).shape == (0, 3)
     assert compare(model, accelerate(model), empty).rows == 0

@@ -103,8 +103,8 @@ def test_submanifold_pool(make, kernel, device) -> None:
 
 
 @pytest.mark.parametrize("make", [pc.SparseMaxPool2d, pc.SparseAvgPool2d])
-def test_gradcheck(make) -> None:
-    x = random_cloud((5, 5), 2, batch_size=1)
+def test_gradcheck(make, device: str) -> None:
+    x = random_cloud((5, 5), 2, batch_size=1, device=device)
     layer = make(3, 2, 1)
     features = x.features.requires_grad_()
     assert torch.autograd.gradcheck(lambda f: layer(x.replace_feature(f)).features, features)
@@ -158,8 +158,8 @@ def test_global_pools(make, reduce, dtype, device) -> None:
         assert torch.autograd.gradcheck(lambda f: make()(x.replace_feature(f)), x.features.detach().requires_grad_())
 
 
-def test_repeats_and_thread_counts_agree_bit_for_bit() -> None:
-    x = random_cloud((16, 16, 16), 8, dtype=torch.float32)
+def test_repeats_and_thread_counts_agree_bit_for_bit(device: str) -> None:
+    x = random_cloud((16, 16, 16), 8, dtype=torch.float32, device=device)
     features = x.features.requires_grad_()
     before = torch.get_num_threads()
     layers = [pc.SparseMaxPool3d(3, 2, 1), pc.SparseAvgPool3d(3, 2, 1), pc.SparseGlobalAvgPool()]
