@@ -38,10 +38,12 @@ def sparse_add(*tensors: SparseConvTensor) -> SparseConvTensor:
                 f"sparse_add takes tensors of one grid, batch size, channel count and device, got {first} and {x}"
             )
         x.coordinates.check()
-    largest = max(tensors, key=lambda x: len(x.coordinates))  # the first of equals
+    # By position: the same object may be given more than once, and each time counts.
+    position = max(range(len(tensors)), key=lambda i: len(tensors[i].coordinates))  # the first of equals
+    largest = tensors[position]
     if all(largest.coordinates.same_as(x.coordinates) for x in tensors):
         return largest.replace_feature(_total([x.features for x in tensors]))
-    ordered = [largest, *(x for x in tensors if x is not largest)]
+    ordered = [largest, *tensors[:position], *tensors[position + 1 :]]
     merged = SparseConvTensor(
         torch.cat([x.features for x in ordered]),
         torch.cat([x.indices for x in ordered]),

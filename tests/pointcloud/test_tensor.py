@@ -250,6 +250,12 @@ def test_sparse_add_over_the_union(device: str) -> None:
     )
 
 
+def test_sparse_add_counts_a_tensor_as_often_as_it_is_given() -> None:
+    a, b = (random_cloud((5, 6), 3, share=share) for share in (0.4, 0.2))
+    torch.testing.assert_close(pc.sparse_add(a, b, a).dense(), 2 * scatter(a) + scatter(b))
+    torch.testing.assert_close(pc.sparse_add(b, a, b).dense(), scatter(a) + 2 * scatter(b))
+
+
 def test_sparse_add_keeps_coordinates_where_it_can(device: str) -> None:
     x = random_cloud((6, 6, 6), 3, dtype=torch.float32, device=device)
     x = pc.SubMConv3d(3, 3, 3, indice_key="k").to(device)(x)
