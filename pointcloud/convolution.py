@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -259,8 +260,18 @@ class SparseConvolution(SparseModule):
         key = prefix + "weight"
         stored = state_dict.get(key)
         if stored is not None and stored.shape == self.weight.shape:
-            if self.reads_kernel_one and local_metadata.get("version") == SPCONV_VERSION:
-                state_dict[key] = in_krsc(stored, "KERNEL_ONE")
+            # A forward of its own (the 1x1x1 layer of SoftGroup's code) reads the memory as spconv left it.
+            if self.reads_kernel_one and type(self).forward is SparseConvolution.forward:
+                version = local_metadata.get("version")
+                if version == SPCONV_VERSION:
+                    state_dict[key] = in_krsc(stored, "KERNEL_ONE")
+                elif version is None and 1 not in (stored.shape[0], stored.shape[-1]):
+                    warnings.warn(
+                        f"{key}: this state dict has lost the metadata that tells who wrote it, and is taken for one "
+                        "of this package; for weights of spconv, which stores kernels of size 1 in another order, "
+                        "call pointcloud.load_spconv_state_dict(model, state_dict)",
+                        stacklevel=2,
+                    )
         elif stored is not None:
             for layout in ("RSKC", "RSCK"):
                 if stored.ndim == self.ndim + 2 and in_krsc(stored, layout).shape == self.weight.shape:

@@ -82,7 +82,8 @@ def accelerate(model: Model, dtype: str | torch.dtype | None = None, fold: bool 
     for conv in filter(_plain, convolutions):
         if target is not None:
             _cast(conv, target)
-        _pack(conv)
+        if type(conv).forward is SparseConvolution.forward:  # another one may ask for a view of the weight
+            _pack(conv)
     if target is not None:
         _meet_other_dtypes(fast, target, next((p.dtype for p in model.parameters()), target))
     left = tuple(name for name, m in fast.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))

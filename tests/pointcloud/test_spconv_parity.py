@@ -235,8 +235,31 @@ def test_kernel_of_size_one_is_read_as_spconv_reads_it() -> None:
     again = pc.SubMConv3d(4, 6, 1, bias=False)
     again.load_state_dict(ours.state_dict())  # written by ours: nothing to convert
     assert torch.equal(again.weight, ours.weight)
-    again.load_state_dict(dict(ours.state_dict()))
+    with pytest.warns(UserWarning, match="weight: this state dict has lost the metadata.*load_spconv_state_dict"):
+        again.load_state_dict(dict(ours.state_dict()))
     assert torch.equal(again.weight, ours.weight)
+
+
+def test_layers_that_read_their_weight_themselves() -> None:
+    """The 1x1x1 layer of instance-segmentation code: its own forward depends on how spconv stores the weight."""
+
+    def build(lib):
+        class OneByOne(lib.SubMConv3d):
+            def forward(self, x):
+                features = torch.mm(x.features, self.weight.view(self.in_channels, self.out_channels))
+                y = lib.SparseConvTensor(features, x.indices, x.spatial_shape, x.batch_size)
+                y.indice_dict = x.indice_dict
+                return y
+
+        return lib.SparseSequential(OneByOne(4, 6, 1, bias=False), nn.ReLU())
+
+    ours, theirs = build(pc), build(sp)
+    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
+    expected = in_training_mode(theirs, theirs_of(x)).features
+    for state in (theirs.state_dict(), dict(theirs.state_dict())):
+        ours.load_state_dict(state)
+        assert torch.equal(ours(x).features, expected)
+    assert torch.equal(pc.accelerate(ours.eval())(x).features, expected)
 
 
 def test_load_spconv_state_dict_where_the_metadata_is_lost() -> None:
