@@ -17,9 +17,9 @@ from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid, check_finite
 from pointcloud.voxelize import voxelize
 
-N_FEATURES = 5
-# Metres that bring heights and ranges to the order of one.
-HEIGHT_SCALE, RANGE_SCALE = 2.0, 30.0
+N_FEATURES = 6
+# Metres that bring heights (kerbs matter) and ranges to the order of one.
+HEIGHT_SCALE, RANGE_SCALE = 0.5, 30.0
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,46 @@ class Segmentation:
         return {name: n for name, n in zip((*self.class_names, "unlabelled"), counts[1:] + counts[:1]) if n}
 
 
+def brightness(intensity: Tensor) -> Tensor:
+    """Rank of each intensity [N] within its sweep, float32 in -1..1, equal values sharing theirs.
+
+    Sensors differ in scale and response, not in which of two surfaces is the brighter one.
+    """
+    ordered = intensity.sort().values
+    below = torch.searchsorted(ordered, intensity) + torch.searchsorted(ordered, intensity, right=True)
+    return (below / max(1, len(intensity)) - 1).to(torch.float32)
+
+
 def sweep_voxels(
-    xyz: Tensor, voxel_size: float, batch_index: Tensor | None = None, batch_size: int | None = None
+    xyz: Tensor,
+    voxel_size: float,
+    brightness: Tensor | None = None,
+    batch_index: Tensor | None = None,
+    batch_size: int | None = None,
 ) -> tuple[SparseConvTensor, Tensor]:
     """Voxels of LiDAR sweeps with the features that the networks of `pointcloud.training` read.
 
-    Features [M, 5]: mean height and mean horizontal range of the voxel's points in the sensor's frame (in units of
-    2 m and 30 m), and their mean offset from the voxel's centre in voxels. Nothing depends on the sensor's intensity
-    scale or on the direction of travel.
+    Features [M, 6]: mean height and mean horizontal range of the voxel's points in the sensor's frame (in units of
+    0.5 m and 30 m), their mean offset from the voxel's centre in voxels, their mean brightness. Nothing depends on the
+    sensor's intensity scale or on the direction of travel.
 
     Args:
         xyz: float32 [N, 3], metres, sensor at the origin, z up.
         voxel_size: metres.
+        brightness: float32 [N] as `brightness` returns it, zeros where a sweep has no intensities.
         batch_index: [N], the sweep of each point.
 
     Returns:
         The voxels, and point_to_voxel [N].
     """
-    voxels, point_to_voxel = voxelize(xyz, voxel_size, batch_index=batch_index, batch_size=batch_size)
-    mean = voxels.features
+    bright = xyz.new_zeros(len(xyz)) if brightness is None else brightness
+    columns = torch.cat([xyz, bright[:, None]], 1)
+    voxels, point_to_voxel = voxelize(columns, voxel_size, batch_index=batch_index, batch_size=batch_size)
+    mean, bright = voxels.features.split([3, 1], dim=1)
     grid: VoxelGrid = voxels.coordinates.voxel_grid  # type: ignore[attr-defined]
     centre = grid.centers(voxels.indices[:, 1:]).to(mean.dtype)
     reach = mean[:, :2].norm(dim=1, keepdim=True)
-    parts = [mean[:, 2:] / HEIGHT_SCALE, reach / RANGE_SCALE, (mean - centre) / voxel_size]
+    parts = [mean[:, 2:] / HEIGHT_SCALE, reach / RANGE_SCALE, (mean - centre) / voxel_size, bright]
     return voxels.replace_feature(torch.cat(parts, 1)), point_to_voxel
 
 
@@ -110,7 +127,8 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with _timed(seconds, "voxels"):
             kept = (cloud.xyz.square().sum(1) >= self.min_range**2).nonzero().squeeze(1)
-            voxels, point_to_voxel = sweep_voxels(cloud.xyz[kept], self.voxel_size)
+            bright = None if cloud.intensity is None else brightness(cloud.intensity[kept])
+            voxels, point_to_voxel = sweep_voxels(cloud.xyz[kept], self.voxel_size, bright)
         with _timed(seconds, "network"):
             logits = self.model(voxels)
         if logits.shape[1] != len(self.class_names):

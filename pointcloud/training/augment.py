@@ -7,10 +7,8 @@ import math
 import numpy as np
 
 
-def augment(
-    xyz: np.ndarray, ring: np.ndarray, labels: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """(xyz [M, 3] float32, labels [M]) of the sweep turned, mirrored, scaled, tilted, lifted and thinned out."""
+def augment(xyz: np.ndarray, ring: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(xyz [M, 3] float32, kept [N] bool): the sweep thinned out, turned, mirrored, scaled, tilted and lifted."""
     kept = np.ones(len(xyz), bool)
     n_rings = int(ring.max(initial=0)) + 1
     if generator.random() < 0.25 and n_rings > 32:  # a 64-beam sweep as a sensor with half the beams sees it
@@ -18,16 +16,15 @@ def augment(
     if generator.random() < 0.5:
         kept &= generator.random(n_rings)[ring] > 0.1
     kept &= generator.random(len(xyz)) > generator.uniform(0, 0.2)
-    xyz, labels = xyz[kept], labels[kept]
 
     yaw = generator.uniform(-math.pi, math.pi)
     pitch, roll = generator.normal(0, math.radians(1), 2)
-    turned = xyz @ (_rotation(2, yaw) @ _rotation(1, pitch) @ _rotation(0, roll)).T
+    turned = xyz[kept] @ (_rotation(2, yaw) @ _rotation(1, pitch) @ _rotation(0, roll)).T
     if generator.random() < 0.5:
         turned[:, 1] *= -1
     turned *= generator.uniform(0.93, 1.07)
     turned[:, 2] += generator.normal(0, 0.12)
-    return turned.astype(np.float32), labels
+    return turned.astype(np.float32), kept
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:

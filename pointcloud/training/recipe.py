@@ -11,8 +11,8 @@ class Recipe:
 
     Sweeps: `train_sweeps` scenes with seeds from 0, sensors in turn, plain and with the carrier's own returns in turn;
     held-out scenes have seeds from 1,000,000. Augmentation: rotation about z, mirroring, scale, tilt, height of the
-    sensor, whole rings and single points left out. AdamW, linear warm-up and cosine decay, cross-entropy with
-    square-root class weights plus Lovász-Softmax.
+    sensor; rings, points and intensities left out. AdamW, linear warm-up and cosine decay, cross-entropy with
+    class weights plus Lovász-Softmax.
     """
 
     seed: int = 0
@@ -20,9 +20,9 @@ class Recipe:
     depth: int = 14
     voxel_size: float = 0.15
     sensors: tuple[str, ...] = ("hdl32", "hdl64")
-    train_sweeps: int = 1000
+    train_sweeps: int = 1500
     test_sweeps: int = 60
-    steps: int = 4000
+    steps: int = 5000
     batch_size: int = 2
     learning_rate: float = 4e-3
     weight_decay: float = 1e-2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import ModelCard, round_like_saved
-from pointcloud.segment import N_FEATURES, Segmenter, sweep_voxels
+from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
 from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
 from pointcloud.training.augment import augment
 from pointcloud.training.losses import lovasz_softmax
@@ -42,8 +42,8 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
     bar = _shown(_batches(sweeps, recipe, generator), "training", recipe.steps, progress)
     model.train()
     for step, batch in enumerate(bar):
-        xyz, labels, batch_index = batch
-        voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, batch_index, recipe.batch_size)
+        xyz, bright, labels, batch_index = batch
+        voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, bright, batch_index, recipe.batch_size)
         truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
         logits = model(voxels)
         loss = F.cross_entropy(logits, truth, weights) + lovasz_softmax(logits, truth)
@@ -105,10 +105,10 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def class_weights(sweeps: list[Sweep]) -> Tensor:
-    """[C]: inverse square root of each class's share, mean 1 over the points."""
+    """[C]: each class's share to the power of -0.3, mean 1 over the points."""
     counts = np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0)
     share = torch.from_numpy(np.maximum(counts, 1) / counts.sum())
-    weights = share**-0.5
+    weights = share**-0.3
     return (weights / (weights * share).sum()).float()
 
 
@@ -130,18 +130,20 @@ def _simulate(recipe: Recipe, n: int, first_seed: int) -> Iterable[Sweep]:
         yield from pool.map(one, range(n))
 
 
-def _batches(
-    sweeps: list[Sweep], recipe: Recipe, generator: np.random.Generator
-) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """`recipe.steps` batches (xyz [N, 3], labels [N], batch index [N]), every sweep once before any comes again."""
+def _batches(sweeps: list[Sweep], recipe: Recipe, generator: np.random.Generator) -> Iterable[tuple[Tensor, ...]]:
+    """`recipe.steps` batches (xyz [N, 3], brightness [N], labels [N], batch index [N]); each sweep comes in turn.
+
+    A fifth of the sweeps come without intensities, so that the network can do without.
+    """
     order: list[int] = []
     for _ in range(recipe.steps):
-        samples = []
+        samples: list[tuple[Tensor, ...]] = []
         for _ in range(recipe.batch_size):
             if not order:
                 order = generator.permutation(len(sweeps)).tolist()
             sweep = sweeps[order.pop()]
-            samples.append(augment(sweep.xyz, sweep.ring, sweep.labels, generator))
-        index = np.repeat(np.arange(len(samples)), [len(labels) for _, labels in samples])
-        xyz, labels = (np.concatenate(column) for column in zip(*samples))
-        yield torch.from_numpy(xyz), torch.from_numpy(labels), torch.from_numpy(index)
+            xyz, kept = augment(sweep.xyz, sweep.ring, generator)
+            bright = brightness(torch.from_numpy(sweep.intensity[kept])) * float(generator.random() > 0.2)
+            labels = torch.from_numpy(sweep.labels[kept])
+            samples.append((torch.from_numpy(xyz), bright, labels, torch.full_like(labels, len(samples))))
+        yield tuple(torch.cat(column) for column in zip(*samples))

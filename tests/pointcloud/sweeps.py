@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pointcloud.pretrained import ModelCard
 
 NAMES = ("ground", "wall", "thing")
-ARGUMENTS: dict[str, Any] = {"in_channels": 5, "num_classes": len(NAMES), "width": 0.125, "depth": 14}
+ARGUMENTS: dict[str, Any] = {"in_channels": 6, "num_classes": len(NAMES), "width": 0.125, "depth": 14}
 SENSOR = Sensor("small", tuple(np.linspace(-25.0, 8.0, 12).tolist()), 120, 1.8, 60.0, 1.0, 0.02, 0.0, 200.0, 0.3)
 
 

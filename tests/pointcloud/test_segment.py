@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import pointcloud
 from pointcloud import PointCloud, SparseConvTensor
-from pointcloud.segment import N_FEATURES, Segmentation, Segmenter, sweep_voxels
+from pointcloud.segment import N_FEATURES, Segmentation, Segmenter, brightness, sweep_voxels
 from tests.pointcloud.sweeps import NAMES, street, tiny_card, tiny_network
 
 
@@ -18,7 +19,7 @@ class HeightBand(nn.Module):
     """Class by mean height of the voxel: below -1 m, below 1 m, above."""
 
     def forward(self, x: SparseConvTensor) -> Tensor:
-        height = x.features[:, 0] * 2
+        height = x.features[:, 0] / 2
         band = (height > -1).long() + (height > 1).long()
         return nn.functional.one_hot(band, 3).float()
 
@@ -30,18 +31,28 @@ def segmenter(model: nn.Module | None = None, **changes: object) -> Segmenter:
 
 def test_features_are_means_over_each_voxel() -> None:
     xyz = street(200).xyz
-    voxels, of_point = sweep_voxels(xyz, 0.5)
+    bright = torch.rand(len(xyz)) * 2 - 1
+    voxels, of_point = sweep_voxels(xyz, 0.5, bright)
     assert voxels.features.shape == (len(of_point.unique()), N_FEATURES)
     low = xyz.double().amin(0)
     for row in range(0, len(voxels.features), 7):
         mean = xyz[of_point == row].double().mean(0)
         centre = low + (voxels.indices[row, 1:].double() + 0.5) * 0.5
-        expected = torch.cat([mean[2:] / 2, mean[:2].norm().view(1) / 30, (mean - centre) / 0.5])
+        seen = bright[of_point == row].double().mean().view(1)
+        expected = torch.cat([mean[2:] / 0.5, mean[:2].norm().view(1) / 30, (mean - centre) / 0.5, seen])
         torch.testing.assert_close(voxels.features[row].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_every_point_gets_the_label_of_its_voxel() -> None:
-    cloud = street()
+def test_brightness_is_the_rank_whatever_the_scale() -> None:
+    intensity = torch.tensor([3.0, 0.0, 255.0, 3.0])
+    expected = torch.tensor([0.0, -0.75, 0.75, 0.0])  # the two equal ones share the ranks 2 and 3 of 4
+    assert torch.equal(brightness(intensity), expected)
+    assert torch.equal(brightness(intensity.sqrt() / 255), expected)
+    assert brightness(torch.empty(0)).shape == (0,)
+
+
+def test_every_point_gets_the_label_of_its_voxel(device: str) -> None:
+    cloud = street().to(device)
     found = segmenter()(cloud)
     voxels, of_point = sweep_voxels(cloud.xyz, 0.4)
     near = cloud.xyz.norm(dim=1) < 1.2
@@ -56,9 +67,10 @@ def test_every_point_gets_the_label_of_its_voxel() -> None:
 
 
 @pytest.mark.parametrize("model", [HeightBand(), tiny_network()], ids=["bands", "network"])
-def test_order_of_points_does_not_matter(model: nn.Module) -> None:
-    cloud = street()
-    order = torch.randperm(len(cloud))
+def test_order_of_points_does_not_matter(model: nn.Module, device: str) -> None:
+    model = copy.deepcopy(model).to(device)
+    cloud = street().to(device)
+    order = torch.randperm(len(cloud)).to(device)
     labels = segmenter(model)(cloud).labels
     shuffled = segmenter(model)(PointCloud(cloud.xyz[order])).labels
     assert len(labels.unique()) > 1
@@ -66,11 +78,11 @@ def test_order_of_points_does_not_matter(model: nn.Module) -> None:
     assert float((labels[order] == shuffled).double().mean()) > 0.99
 
 
-def test_points_near_the_sensor_are_left_out() -> None:
-    far, near = street().xyz, torch.randn(50, 3) * 0.2
+def test_points_near_the_sensor_are_left_out(device: str) -> None:
+    far, near = street().xyz.to(device), (torch.randn(50, 3) * 0.2).to(device)
     mixed = torch.cat([far[:100], near, far[100:]])
     found = segmenter()(PointCloud(mixed))
-    is_near = torch.zeros(len(mixed), dtype=torch.bool)
+    is_near = torch.zeros(len(mixed), dtype=torch.bool, device=device)
     is_near[100:150] = True
     assert bool((found.labels[is_near] == -1).all())
     assert torch.equal(found.labels[~is_near], segmenter()(PointCloud(far)).labels)
@@ -80,21 +92,22 @@ def test_points_near_the_sensor_are_left_out() -> None:
 
 @pytest.mark.parametrize("accelerated", [False, True], ids=["plain", "accelerated"])
 @pytest.mark.parametrize("n", [0, 1])
-def test_hardly_any_points(n: int, accelerated: bool) -> None:
-    model = pointcloud.accelerate(tiny_network()) if accelerated else tiny_network()
-    found = segmenter(model)(PointCloud(street().xyz[:n]))
+def test_hardly_any_points(n: int, accelerated: bool, device: str) -> None:
+    model = tiny_network().to(device)
+    model = pointcloud.accelerate(model) if accelerated else model
+    found = segmenter(model)(PointCloud(street().xyz[:n].to(device)))
     assert found.labels.shape == (n,) and found.voxels == n
     assert bool((found.labels >= 0).all())
 
 
-def test_all_points_near_the_sensor() -> None:
-    found = segmenter(tiny_network())(PointCloud(torch.rand(20, 3) * 0.1))
+def test_all_points_near_the_sensor(device: str) -> None:
+    found = segmenter(tiny_network().to(device))(PointCloud((torch.rand(20, 3) * 0.1).to(device)))
     assert found.counts() == {"unlabelled": 20} and found.voxels == 0
 
 
-def test_same_labels_in_every_run() -> None:
-    run = segmenter(pointcloud.accelerate(tiny_network()))
-    assert torch.equal(run(street()).labels, run(street()).labels)
+def test_same_labels_in_every_run(device: str) -> None:
+    run, cloud = segmenter(pointcloud.accelerate(tiny_network().to(device))), street().to(device)
+    assert torch.equal(run(cloud).labels, run(cloud).labels)
 
 
 def test_card_gives_voxel_size_and_names() -> None:

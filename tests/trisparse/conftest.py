@@ -21,7 +21,7 @@ def save_tiny(path: Path, names: tuple[str, ...] = NAMES) -> Path:
     from pointcloud.pretrained import ModelCard, save_pretrained
 
     torch.manual_seed(0)
-    arguments = {"in_channels": 5, "num_classes": len(names), "width": 0.125, "depth": 14}
+    arguments = {"in_channels": 6, "num_classes": len(names), "width": 0.125, "depth": 14}
     card = ModelCard("A network of random numbers.", "MinkUNet", arguments, names, 0.4, {}, {"mean_iou": 0.25})
     model = MinkUNet(**arguments)
     for module in model.modules():
