@@ -82,6 +82,9 @@ class SparseConvolution(SparseModule):
         super().__init__(name=name)
         if subm + transposed + inverse > 1:
             raise ValueError("a convolution is one of subm, transposed and inverse, or none of them")
+        for argument, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if not hasattr(number, "__index__"):
+                raise ValueError(f"{argument} must be an integer, got {number!r}")
         if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups {groups}, in_channels {in_channels}, "

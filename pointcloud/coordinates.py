@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,6 +87,8 @@ class Coordinates:
         if indices.dtype not in (torch.int32, torch.int64) or indices.ndim != 2 or not 2 <= indices.shape[1] <= 5:
             raise ValueError(f"indices must be int32 [N, 1 + D] with D from 1 to 4, got {describe(indices)}")
         ndim = indices.shape[1] - 1
+        if not isinstance(spatial_shape, Iterable):
+            raise ValueError(f"spatial_shape must be {ndim} integers, one per axis, got {spatial_shape!r}")
         shape = [_as_int(extent, "spatial_shape") for extent in spatial_shape]
         if len(shape) != ndim:
             raise ValueError(f"spatial_shape must have {ndim} numbers for indices {describe(indices)}, got {shape}")
@@ -111,7 +113,7 @@ class Coordinates:
 
         Raises ValueError for a coordinate outside of the grid, and for one that occurs twice.
         """
-        self._check_unmodified()
+        self.check_unmodified()
         found = self._links.get(geometry)
         if found is None:
             found = self._links[geometry] = self._search(geometry)
@@ -146,7 +148,7 @@ class Coordinates:
     @outside_of_graphs
     def check(self) -> None:
         """Raise ValueError for a coordinate outside of the grid, and for one that occurs twice."""
-        self._check_unmodified()
+        self.check_unmodified()
         if not self._checked:
             check_coords(self.indices, self.spatial_shape, self.batch_size)
             check_unique(self.keys())
@@ -172,7 +174,8 @@ class Coordinates:
             return self
         return Coordinates(self.indices.to(device), self.spatial_shape, self.batch_size)
 
-    def _check_unmodified(self) -> None:
+    def check_unmodified(self) -> None:
+        """Raise ValueError where `indices` were written to since: maps and keys would silently be those of before."""
         if _version(self.indices) != self._version:
             raise ValueError(
                 "indices were modified in place after the sparse tensor was made, so the maps found over them may be "

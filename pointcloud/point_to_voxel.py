@@ -54,6 +54,8 @@ class PointToVoxel:
             ("max_num_voxels", max_num_voxels, 1),
             ("max_num_points_per_voxel", max_num_points_per_voxel, 1),
         ):
+            if not hasattr(value, "__index__"):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.ndim = ndim
@@ -102,6 +104,8 @@ class PointToVoxel:
             ValueError: wrong dtype, shape or device, or a coordinate that is not finite.
         """
         c, limit = self.num_point_features, self.max_num_points_per_voxel
+        if not isinstance(pc, Tensor):
+            raise ValueError(f"pc must be a floating tensor [N, {c}], got {type(pc).__name__}")
         if not pc.dtype.is_floating_point or pc.ndim != 2 or pc.shape[1] != c:
             raise ValueError(
                 f"pc must be floating [N, {c}], got {str(pc.dtype).removeprefix('torch.')} {list(pc.shape)}"

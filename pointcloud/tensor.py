@@ -23,6 +23,7 @@ from pointcloud.coordinates import (
 )
 
 REDUCTIONS = ("sum", "mean", "max", "first")
+_FIXED = "{} cannot be assigned: make a new SparseConvTensor(features, indices, spatial_shape, batch_size)"
 
 
 class ConvAlgo(Enum):
@@ -119,15 +120,27 @@ class SparseConvTensor:
         """int32 [N, 1 + D], batch index first."""
         return self.coordinates.indices
 
+    @indices.setter
+    def indices(self, value: Any) -> None:
+        raise ValueError(_FIXED.format("indices"))
+
     @property
     def spatial_shape(self) -> list[int]:
         """Extent of the grid, one number per axis."""
         return list(self.coordinates.spatial_shape)
 
+    @spatial_shape.setter
+    def spatial_shape(self, value: Any) -> None:
+        raise ValueError(_FIXED.format("spatial_shape"))
+
     @property
     def batch_size(self) -> int:
         """Number of samples."""
         return self.coordinates.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: Any) -> None:
+        raise ValueError(_FIXED.format("batch_size"))
 
     @property
     def spatial_size(self) -> int:
@@ -212,6 +225,7 @@ class SparseConvTensor:
         Raises:
             ValueError: the key stands for another map; coordinates outside of the grid, or repeated ones.
         """
+        self.coordinates.check_unmodified()
         known = self.find_indice_pair(indice_key)
         if known is None:
             return IndiceData(self.coordinates, geometry, self.coordinates.link(geometry))
@@ -230,6 +244,7 @@ class SparseConvTensor:
         Raises:
             ValueError: the key is unknown, or stands for a map with another kernel or other outputs.
         """
+        self.coordinates.check_unmodified()
         known = self.find_indice_pair(indice_key)
         if known is None:
             keys = ", ".join(map(repr, self.indice_dict)) or "none"
@@ -251,6 +266,7 @@ class SparseConvTensor:
                 f"the map of indice_key {indice_key!r} leads to {known.target}, but this tensor has "
                 f"{self.coordinates}, or other cells"
             )
+        known.source.check_unmodified()
         return known
 
     def with_key(self, indice_key: str | None, data: IndiceData) -> dict[str, IndiceData]:

@@ -119,7 +119,9 @@ def check_finite(xyz: Tensor) -> None:
 
 
 def _voxel_size(value: float | Sequence[float]) -> tuple[float, float, float]:
-    values = [float(value)] * 3 if isinstance(value, (int, float)) else _numbers(value, 3, "voxel_size")
+    # Numbers of numpy and torch have no axes.
+    scalar = isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
+    values = [float(value)] * 3 if scalar else _numbers(value, 3, "voxel_size")  # type: ignore[arg-type]
     if not all(v > 0 and math.isfinite(v) for v in values):
         raise ValueError(f"voxel_size must be positive, got {value!r}")
     return values[0], values[1], values[2]

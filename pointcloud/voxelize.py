@@ -137,6 +137,10 @@ def devoxelize(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if align not in ALIGNMENTS:
         raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
+    if not isinstance(points, Tensor):
+        raise ValueError(f"points must be a tensor of coordinates or of rows, got {_describe(points)}")
+    if not isinstance(voxels, (SparseConvTensor, Tensor)):
+        raise ValueError(f"voxels must be a SparseConvTensor or its features, got {_describe(voxels)}")
     if not points.dtype.is_floating_point:
         if mode != "nearest" or grid is not None or batch_index is not None:
             raise ValueError(
@@ -239,7 +243,12 @@ def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tens
             raise ValueError(f"points must be floating [N, >= 3] or a PointCloud, got {_describe(points)}")
         features = points if features is None else features
         xyz = points[:, :3]
-    if features.ndim != 2 or features.shape[0] != xyz.shape[0] or not features.dtype.is_floating_point:
+    if (
+        not isinstance(features, Tensor)
+        or features.ndim != 2
+        or features.shape[0] != xyz.shape[0]
+        or not features.dtype.is_floating_point
+    ):
         raise ValueError(f"features must be floating [N, C] with N = {xyz.shape[0]}, got {_describe(features)}")
     if features.device != xyz.device:
         raise ValueError(f"features must be on the device of points, {xyz.device}, got {features.device}")

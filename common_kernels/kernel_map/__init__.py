@@ -1,7 +1,7 @@
 """Which input row each tap of a sparse convolution reads, for each output row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,6 +125,8 @@ def kernel_map(
     Raises:
         ValueError: a coordinate outside the grid, a coordinate that occurs twice, or a grid beyond 64-bit keys.
     """
+    if not isinstance(coords, Tensor):
+        raise ValueError(f"coords must be an integer tensor [N, 1 + D], got {type(coords).__name__}")
     if coords.dtype not in (torch.int32, torch.int64) or coords.ndim != 2 or not 2 <= coords.shape[1] <= 5:
         raise ValueError(f"coords must be int32 or int64 [N, 1 + D] with D from 1 to 4, got {describe(coords)}")
     ndim = coords.shape[1] - 1
@@ -136,6 +138,9 @@ def kernel_map(
     pad = per_axis(padding, ndim, "padding", minimum=0)
     spread = per_axis(dilation, ndim, "dilation", minimum=1)
     extra = per_axis(output_padding, ndim, "output_padding", minimum=0)
+    for name, values in (("stride", steps), ("padding", pad), ("dilation", spread)):
+        if max(values) >= 2**31:
+            raise ValueError(f"{name} must stay below 2**31, got {values}")
     if kind == "submanifold" and (max(steps) > 1 or max(pad) > 0):
         raise ValueError(f"a submanifold map has stride 1 and padding 0, got stride {steps} and padding {pad}")
     if kind != "transposed" and max(extra) > 0:
@@ -191,7 +196,7 @@ def check_key_range(shape: Sequence[int], batch_size: int) -> None:
 
 def per_axis(value: int | Sequence[int], ndim: int, name: str, minimum: int) -> list[int]:
     """`value` as one int per axis."""
-    values = [value] * ndim if isinstance(value, int) else list(value)
+    values = [value] * ndim if isinstance(value, int) else list(value) if isinstance(value, Iterable) else []
     if len(values) != ndim or not all(isinstance(v, int) and v >= minimum for v in values):
         raise ValueError(f"{name} must be an int or {ndim} ints of at least {minimum}, got {value!r}")
     return values
