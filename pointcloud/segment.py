@@ -116,13 +116,20 @@ class Segmenter:
         self.class_names = card.class_names if class_names is None else tuple(class_names)
         self.min_range = min_range
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose labels nobody could train with
     def __call__(self, cloud: PointCloud) -> Segmentation:
         """Label every point of a cloud in the frame of its sensor, z up, metres.
 
         Raises:
-            ValueError: a coordinate that is not finite, a network whose logits are not one per class.
+            ValueError: a coordinate that is not finite, a network whose logits are not one per class, batch norm in
+                training mode.
         """
+        if any(
+            module.training and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()
+        ):
+            raise ValueError(
+                "model must be in eval mode: its batch norms would learn from this cloud; call model.eval()"
+            )
         check_finite(cloud.xyz)  # NaN would pass for a point too near
         seconds: dict[str, float] = {}
         with _timed(seconds, "voxels"):

@@ -143,3 +143,19 @@ def test_counts_of_a_segmentation() -> None:
     found = Segmentation(torch.tensor([2, -1, 0, 2]), NAMES, 3)
     assert found.counts() == {"ground": 1, "thing": 2, "unlabelled": 1}
     assert replace(found, labels=torch.empty(0, dtype=torch.int64)).counts() == {}
+
+
+def test_labels_can_be_trained_with() -> None:
+    cloud = street(200)
+    labels = segmenter()(cloud).labels
+    logits = torch.zeros(len(labels), len(NAMES), requires_grad=True)
+    nn.functional.cross_entropy(logits, labels, ignore_index=-1).backward()
+    assert logits.grad is not None
+
+
+def test_batch_norm_in_training_mode_is_refused() -> None:
+    model = tiny_network().train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="model must be in eval mode"):
+        segmenter(model)(street(200))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
