@@ -56,7 +56,7 @@ from pointcloud.pool import (
 )
 from pointcloud.pretrained import list_pretrained, load_pretrained
 from pointcloud.segment import Segmentation, Segmenter
-from pointcloud.spconv_weights import convert_weight, load_spconv_state_dict
+from pointcloud.spconv_weights import convert_weight
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid
 from pointcloud.voxelize import devoxelize, voxelize
@@ -120,7 +120,6 @@ __all__ = [
     "is_spconv_module",
     "list_pretrained",
     "load_pretrained",
-    "load_spconv_state_dict",
     "models",
     "modules",
     "pool",

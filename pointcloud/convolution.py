@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from common_kernels.kernel_map import per_axis
 from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
 from pointcloud.functional import depthwise
 from pointcloud.modules import SparseModule
-from pointcloud.spconv_weights import SPCONV_VERSION, VERSION, in_krsc
+from pointcloud.spconv_weights import in_krsc, kernel_one_as_stored
 from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
 
 Size = int | Sequence[int]
@@ -51,8 +50,6 @@ class SparseConvolution(SparseModule):
     Attributes:
         activation: "none" or "relu", applied last. Set where batch norm and ReLU are folded into the layer.
     """
-
-    _version = VERSION
 
     def __init__(
         self,
@@ -126,11 +123,14 @@ class SparseConvolution(SparseModule):
             tuple(self.output_padding),
         )
         self.conv1x1 = not inverse and self._is_plain_product()
-        # spconv takes such a layer, an inverse one too, for a matrix product: see spconv_weights.
-        self.reads_kernel_one = max(self.kernel_size) == max(self.stride) == 1
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, *self.kernel_size, in_channels // groups, device=device, dtype=dtype)
+        weight = torch.empty(out_channels, *self.kernel_size, in_channels // groups, device=device, dtype=dtype)
+        # spconv takes such a layer, an inverse one too, for a product with `[Cin, Cout]`, whatever the weight's shape
+        # says (see spconv_weights). With the same memory the state dict shows it as a view. A forward of its own (the
+        # 1x1x1 layer of SoftGroup's code) reads the memory as spconv left it.
+        self._kernel_one = (
+            max(self.kernel_size) == max(self.stride) == groups == 1 and type(self).forward is SparseConvolution.forward
         )
+        self.weight = nn.Parameter(in_krsc(weight, "KERNEL_ONE") if self._kernel_one else weight)
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         if record_voxel_count and not subm and not inverse:
             count = torch.zeros(1, dtype=torch.int32, device=device)
@@ -250,6 +250,12 @@ class SparseConvolution(SparseModule):
             )
         return x, weight, bias, residual
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight = destination.get(prefix + "weight")
+        if self._kernel_one and weight is not None:
+            destination[prefix + "weight"] = kernel_one_as_stored(weight)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -263,18 +269,8 @@ class SparseConvolution(SparseModule):
         key = prefix + "weight"
         stored = state_dict.get(key)
         if stored is not None and stored.shape == self.weight.shape:
-            # A forward of its own (the 1x1x1 layer of SoftGroup's code) reads the memory as spconv left it.
-            if self.reads_kernel_one and type(self).forward is SparseConvolution.forward:
-                version = local_metadata.get("version")
-                if version == SPCONV_VERSION:
-                    state_dict[key] = in_krsc(stored, "KERNEL_ONE")
-                elif version is None and 1 not in (stored.shape[0], stored.shape[-1]):
-                    warnings.warn(
-                        f"{key}: this state dict has lost the metadata that tells who wrote it, and is taken for one "
-                        "of this package; for weights of spconv, which stores kernels of size 1 in another order, "
-                        "call pointcloud.load_spconv_state_dict(model, state_dict)",
-                        stacklevel=2,
-                    )
+            if self._kernel_one:
+                state_dict[key] = in_krsc(stored, "KERNEL_ONE")
         elif stored is not None:
             for layout in ("RSKC", "RSCK"):
                 if stored.ndim == self.ndim + 2 and in_krsc(stored, layout).shape == self.weight.shape:

@@ -6,7 +6,6 @@ import difflib
 import importlib.util
 import json
 import os
-from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,9 +125,7 @@ def _fitting(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str
     for key, value in state.items():
         if value.shape != expected[key].shape:
             raise ValueError(f"{path}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
-    fitting: Any = OrderedDict((key, value.to(expected[key].dtype)) for key, value in state.items())
-    fitting._metadata = expected._metadata  # type: ignore[attr-defined]  # written by this package
-    return fitting
+    return {key: value.to(expected[key].dtype) for key, value in state.items()}
 
 
 def save_pretrained(model: nn.Module, card: ModelCard, path: str | os.PathLike[str]) -> None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from pointcloud.coordinates import describe
 
 LAYOUTS = ("KRSC", "RSKC", "RSCK", "KERNEL_ONE")
-# What torch writes beside a state dict for layers of spconv, and the number that our layers put in its place.
-SPCONV_VERSION = 1
-VERSION = 2
 
 
 def convert_weight(weight: Tensor, layout: str) -> Tensor:
@@ -25,7 +18,8 @@ def convert_weight(weight: Tensor, layout: str) -> Tensor:
             "RSKC": `[*kernel, Cout, Cin]` (spconv 2.0 and 2.1, native algorithm).
             "RSCK": `[*kernel, Cin, Cout]` (spconv 1.x, mmcv.ops).
             "KERNEL_ONE": what spconv 2.x makes of a kernel of size 1. Its shape is `[Cout, 1, …, Cin]`, but the layer
-            reads the same memory as `[Cin, Cout]`, and that is what it learns.
+            reads the same memory as `[Cin, Cout]`, and that is what it learns. Our layers keep that order in their
+            state dicts, so that checkpoints pass both ways; their `weight` has the order that its shape says.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -37,7 +31,7 @@ def convert_weight(weight: Tensor, layout: str) -> Tensor:
 
 
 def in_krsc(weight: Tensor, layout: str) -> Tensor:
-    """A view (a copy for KERNEL_ONE) of the weight in the layout of this package."""
+    """A view of the weight (a copy where its memory does not allow one) in the layout of this package."""
     if layout == "RSCK":
         return weight.movedim(-1, 0)
     if layout == "RSKC":
@@ -47,17 +41,6 @@ def in_krsc(weight: Tensor, layout: str) -> Tensor:
     return weight
 
 
-def load_spconv_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
-    """`model.load_state_dict(state_dict, strict)` for weights that spconv 2.x wrote.
-
-    Needed where the checkpoint has lost the metadata that torch keeps beside a state dict (a plain dict, safetensors,
-    keys that were renamed) and the model has kernels of size 1, which spconv stores in another order: see
-    `convert_weight`. With its metadata a checkpoint of spconv loads by `load_state_dict` alone.
-    """
-    marked: Any = OrderedDict(state_dict)
-    metadata = dict(getattr(state_dict, "_metadata", {}))
-    for name, module in model.named_modules():
-        if getattr(module, "_version", None) == VERSION and hasattr(module, "reads_kernel_one"):
-            metadata[name] = {"version": SPCONV_VERSION}
-    marked._metadata = metadata
-    return model.load_state_dict(marked, strict=strict)
+def kernel_one_as_stored(weight: Tensor) -> Tensor:
+    """The inverse of `in_krsc(…, "KERNEL_ONE")`: a view where the weight's memory is `[Cin, Cout]`, else a copy."""
+    return weight.reshape(weight.shape[0], weight.shape[-1]).T.reshape(weight.shape)

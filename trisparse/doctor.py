@@ -138,9 +138,7 @@ def _check_gemm(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple[s
         cells, x = _sample(device, dtype)
         found = kernel_map(cells, [24] * 3, 3, batch_size=1)
         weight = torch.randn(27, 32, 64, generator=torch.Generator().manual_seed(2)).to(device, dtype)
-        expected = gather_gemm_reference.gather_gemm(
-            x.double(), found.table, weight.double(), None, None, "none"
-        )
+        expected = gather_gemm_reference.gather_gemm(x.double(), found.table, weight.double(), None, None, "none")
         return _close(gather_gemm(x, found, weight), expected, tolerance)
 
     return check

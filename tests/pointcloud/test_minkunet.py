@@ -73,7 +73,8 @@ class SpconvMinkUNet:
         out = self.norm(self.conv(out, f"{key}.net.3", "SubMConv3d", indice_key=f"subm{level}"), f"{key}.net.4")
         shortcut = x.features
         if f"{key}.downsample.0.weight" in self.state:
-            shortcut = shortcut @ self.state[f"{key}.downsample.0.weight"].flatten(1).T
+            weight = self.state[f"{key}.downsample.0.weight"]
+            shortcut = shortcut @ weight.view(weight.shape[-1], weight.shape[0])  # [Cin, Cout], as spconv reads it
             shortcut = self.norm(x.replace_feature(shortcut), f"{key}.downsample.1").features
         return self.relu(out.replace_feature(out.features + shortcut))
 

@@ -6,6 +6,7 @@ eval mode rejects biases), and for grids below 2**31 cells.
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import numpy as np
@@ -228,16 +229,29 @@ def test_kernel_of_size_one_is_read_as_spconv_reads_it() -> None:
     expected = in_training_mode(theirs, theirs_of(x)).features
     torch.testing.assert_close(expected, x.features @ theirs.weight.view(4, 6))
     ours = pc.SubMConv3d(4, 6, 1, bias=False)
-    ours.load_state_dict(theirs.state_dict())  # its metadata tells who wrote it
-    torch.testing.assert_close(ours(x).features, expected)
-    torch.testing.assert_close(ours(x).features, x.features @ ours.weight.view(6, 4).T)
+    for state in (theirs.state_dict(), dict(theirs.state_dict()), ours.state_dict() | theirs.state_dict()):
+        nn.init.zeros_(ours.weight)
+        ours.load_state_dict(state)
+        torch.testing.assert_close(ours(x).features, expected)
+        torch.testing.assert_close(ours(x).features, x.features @ ours.weight.view(6, 4).T)
     assert torch.equal(pc.convert_weight(theirs.weight, "KERNEL_ONE"), ours.weight)
-    again = pc.SubMConv3d(4, 6, 1, bias=False)
-    again.load_state_dict(ours.state_dict())  # written by ours: nothing to convert
-    assert torch.equal(again.weight, ours.weight)
-    with pytest.warns(UserWarning, match="weight: this state dict has lost the metadata.*load_spconv_state_dict"):
-        again.load_state_dict(dict(ours.state_dict()))
-    assert torch.equal(again.weight, ours.weight)
+    nn.init.zeros_(theirs.weight)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(in_training_mode(theirs, theirs_of(x)).features, expected)
+
+
+@pytest.mark.parametrize("change", [lambda layer: layer, copy.deepcopy, lambda layer: layer.double().float()])
+def test_state_dict_of_a_kernel_of_size_one_shares_memory(change) -> None:
+    """What averages or clips the tensors of a state dict in place reaches the layer."""
+    layer = change(pc.SubMConv3d(4, 6, 1))
+    state = layer.state_dict()
+    assert state["weight"].is_contiguous()
+    state["weight"].fill_(3)
+    assert bool((layer.weight == 3).all())
+    again = pc.SubMConv3d(4, 6, 1)
+    again.load_state_dict(pc.SubMConv3d(4, 6, 1).state_dict(), assign=True)
+    again.state_dict()["weight"].fill_(3)
+    assert bool((again.weight == 3).all())
 
 
 def test_layers_that_read_their_weight_themselves() -> None:
@@ -260,23 +274,6 @@ def test_layers_that_read_their_weight_themselves() -> None:
         ours.load_state_dict(state)
         assert torch.equal(ours(x).features, expected)
     assert torch.equal(pc.accelerate(ours.eval())(x).features, expected)
-
-
-def test_load_spconv_state_dict_where_the_metadata_is_lost() -> None:
-    def build(lib):
-        return nn.ModuleDict({
-            "net": lib.SparseSequential(lib.SubMConv3d(4, 6, 1), nn.BatchNorm1d(6), lib.SubMConv3d(6, 6, 3)),
-            "head": nn.Linear(6, 2),
-        })  # fmt: skip
-
-    ours, theirs = build(pc), build(sp)
-    pc.load_spconv_state_dict(ours, dict(theirs.state_dict()))
-    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
-    assert_same(ours.train()["net"](x), in_training_mode(theirs["net"], theirs_of(x)))
-    assert torch.equal(ours["head"].weight, theirs["head"].weight)
-    with pytest.raises(RuntimeError, match="Missing key"):
-        pc.load_spconv_state_dict(ours, {})
-    assert pc.load_spconv_state_dict(ours, {}, strict=False).missing_keys
 
 
 def test_initial_weights_have_the_same_range() -> None:
