@@ -22,6 +22,9 @@ from pointcloud.modules import Identity, SparseBatchNorm, SparseReLU, SparseSequ
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxelize import voxelize
 
+# Networks this small lose more by a second thread than they gain, and much where its core is taken.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def sphere(n: int = 800, channels: int = 4, size: float = 0.2, device: str = "cpu") -> SparseConvTensor:
     generator = torch.Generator().manual_seed(0)
