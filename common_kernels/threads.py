@@ -6,6 +6,7 @@ the work-queue layer aborts the process when two Python threads call at once. Th
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -87,29 +88,45 @@ class _Pool:
     """Daemon threads that wait for jobs; grows to the largest number of threads ever asked for."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._n_workers = 0
+        self._workers: list[threading.Thread] = []
 
     def offer(self, job: _Job, n_helpers: int) -> None:
         """Let up to `n_helpers` pool threads join the job, whenever they become free."""
-        if self._n_workers < n_helpers:
+        if len(self._workers) < n_helpers:
             with self._lock:
-                while self._n_workers < n_helpers:
-                    name = f"common_kernels-{self._n_workers}"
-                    threading.Thread(target=self._run, name=name, daemon=True).start()
-                    self._n_workers += 1
+                while len(self._workers) < n_helpers:
+                    name = f"common_kernels-{len(self._workers)}"
+                    worker = threading.Thread(target=self._run, name=name, daemon=True)
+                    worker.start()
+                    self._workers.append(worker)
         for _ in range(n_helpers):
             self._jobs.put(job)
 
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
+            if job is None:
+                return
             job.work()
             del job  # an idle thread must not keep the arrays of the last job alive
 
+    def stop(self) -> None:
+        """End the threads; jobs that come later are done by their callers alone."""
+        for _ in self._workers:
+            self._jobs.put(None)
+        for worker in self._workers:
+            worker.join()
+
 
 _pool = _Pool()
+
+
+@atexit.register
+def _stop_pool() -> None:
+    # A thread that wakes while the interpreter is torn down is killed where it stands, which C++ answers with abort().
+    _pool.stop()
 
 
 def _renew_pool() -> None:

@@ -1,8 +1,11 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import torch
 from numba import njit
 
 from common_kernels.threads import chunk_count, parallel_for
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @njit(nogil=True, cache=True)
@@ -247,3 +252,19 @@ def test_beside_torch_openmp(n_threads):
         stop.set()
         thread.join(30)
     assert not disagreements
+
+
+def test_threads_end_before_the_interpreter():
+    """Exit handlers run last in, first out: the one registered first sees what the pool's has left."""
+    script = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate() if "common_kernels" in thread.name]))
+import torch
+from common_kernels.threads import parallel_for
+torch.set_num_threads(3)
+parallel_for(lambda begin, end: None, 100, 1)
+print(sum("common_kernels" in thread.name for thread in threading.enumerate()))
+atexit.register(lambda: parallel_for(lambda begin, end: None, 100, 1))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n[]\n", "")
