@@ -144,43 +144,59 @@ def outer_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-@intrinsic
-def add_bf16(context, acc, x, n):
-    """acc[i] += x[i] for n floats at address acc and n bf16 numbers at address x."""
+def _row_kernel(out_type: Any, in_type: Any, compute: Any, emit: bool = True) -> Any:
+    """A kernel over n numbers at address out and n at address x: `out[i] = compute(builder, out[i], x[i])`.
 
-    def codegen(context, builder, signature, args):
-        def body(at, lanes):
-            bits, word, wide = (ir.VectorType(each, lanes) for each in (I16, I32, F32))
-            x_bits = _load(builder, builder.add(args[1], builder.mul(at, I64(2))), bits, 2)
-            shifted = builder.shl(builder.zext(x_bits, word), ir.Constant(word, [16] * lanes))
-            here = builder.add(args[0], builder.mul(at, I64(4)))
-            total = builder.fadd(_load(builder, here, wide, 4), builder.bitcast(shifted, wide))
-            _store(builder, total, here, 4)
-
-        _for_lanes(builder, args[2], body)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def round_bf16(context, out, x, n):
-    """out[i] = x[i] rounded to nearest even, for n floats at address x and n bf16 numbers at address out.
-
-    Only where HAS_BF16_DOT: elsewhere LLVM would call a library function for each number, so nothing is emitted.
+    compute works on vectors and on single lanes. A type is (LLVM type, bytes). One that is not emitted does nothing.
     """
+    (out_element, out_bytes), (in_element, in_bytes) = out_type, in_type
 
-    def codegen(context, builder, signature, args):
-        def body(at, lanes):
-            wide = _load(builder, builder.add(args[1], builder.mul(at, I64(4))), ir.VectorType(F32, lanes), 4)
-            narrow = builder.fptrunc(wide, ir.VectorType(_BFloat(), lanes))
-            _store(builder, narrow, builder.add(args[0], builder.mul(at, I64(2))), 2)
+    @intrinsic
+    def row(context, out, x, n):
+        def codegen(context, builder, signature, args):
+            out, x, n = args
 
-        if HAS_BF16_DOT:
-            _for_lanes(builder, args[2], body)
-        return context.get_dummy_value()
+            def body(at, lanes):
+                here = builder.add(out, builder.mul(at, I64(out_bytes)))
+                there = builder.add(x, builder.mul(at, I64(in_bytes)))
+                value = _load(builder, there, ir.VectorType(in_element, lanes), in_bytes)
+                old = _load(builder, here, ir.VectorType(out_element, lanes), out_bytes)
+                _store(builder, compute(builder, old, value), here, out_bytes)
 
-    return types.void(types.int64, types.int64, types.int64), codegen
+            if emit:
+                _for_lanes(builder, n, body)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return row
+
+
+def _widen_bf16(builder: Any, bits: Any) -> Any:
+    lanes = bits.type.count
+    word, wide = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
+    return builder.bitcast(builder.shl(builder.zext(bits, word), ir.Constant(word, [16] * lanes)), wide)
+
+
+def _relu(builder: Any, x: Any) -> Any:
+    zero = ir.Constant(x.type, [0.0] * x.type.count)
+    return builder.select(builder.fcmp_ordered("<", x, zero), zero, x)  # NaN stays NaN
+
+
+def _narrow_bf16(builder: Any, x: Any) -> Any:
+    return builder.fptrunc(x, ir.VectorType(_BFloat(), x.type.count))
+
+
+_FLOAT, _BITS, _HALF = (F32, 4), (I16, 2), (_BFloat(), 2)
+copy_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: x)
+add_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: builder.fadd(old, x))
+add_row_bf16 = _row_kernel(_FLOAT, _BITS, lambda builder, old, x: builder.fadd(old, _widen_bf16(builder, x)))
+relu_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: _relu(builder, x))
+# Rounding to nearest even is one instruction where HAS_BF16_DOT; elsewhere LLVM would call a function for each number.
+round_row_bf16 = _row_kernel(_HALF, _FLOAT, lambda builder, old, x: _narrow_bf16(builder, x), HAS_BF16_DOT)
+relu_row_bf16 = _row_kernel(
+    _HALF, _FLOAT, lambda builder, old, x: _narrow_bf16(builder, _relu(builder, x)), HAS_BF16_DOT
+)
 
 
 @intrinsic

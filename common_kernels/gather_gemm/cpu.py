@@ -7,7 +7,19 @@ from torch import Tensor
 
 from common_kernels.gather_gemm import reference
 from common_kernels.kernel_map.cpu_schedule import TILE
-from common_kernels.simd import HAS_BF16_DOT, LANES, MAX_VECTORS, TILE_ROWS, add_bf16, gemm_tile, round_bf16
+from common_kernels.simd import (
+    HAS_BF16_DOT,
+    LANES,
+    MAX_VECTORS,
+    TILE_ROWS,
+    add_row,
+    add_row_bf16,
+    copy_row,
+    gemm_tile,
+    relu_row,
+    relu_row_bf16,
+    round_row_bf16,
+)
 from common_kernels.threads import parallel_for
 
 TALLEST = max(TILE_ROWS)
@@ -39,6 +51,7 @@ def gather_gemm(
     if bias is not None:
         start[: len(bias)] = bias.float().numpy()
     source, slot, offsets = (each.numpy() for each in schedule)
+    residual = None if residual is None else residual.contiguous()
     parallel_for(
         _multiply_tiles,
         -(-len(out) // TILE),
@@ -46,14 +59,15 @@ def gather_gemm(
         rows.data_ptr(),
         rows.shape[1] * rows.element_size(),
         packed,
-        half,
         start,
-        *_by_width(residual if residual is None else residual.contiguous()),
+        0 if residual is None else residual.data_ptr(),
         activation == "relu",
+        half,
         source,
         slot,
         offsets,
-        *_by_width(out),
+        out.data_ptr(),
+        *out.shape,
     )
     return out
 
@@ -79,16 +93,6 @@ def pack_weight(weight: Tensor) -> np.ndarray:
 def _even_channels(x: Tensor) -> Tensor:
     """x with a channel of zeros appended where their number is odd, since a bf16 step reads two."""
     return torch.nn.functional.pad(x, (0, 1)) if x.shape[1] % 2 else x.contiguous()
-
-
-def _by_width(rows: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """(fp32 array, bit pattern of a bf16 array), the one that does not apply being empty: one signature to compile."""
-    wide, narrow = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint16)
-    if rows is None:
-        return wide, narrow
-    if rows.dtype == torch.float32:
-        return rows.numpy(), narrow
-    return wide, rows.view(torch.uint16).numpy()
 
 
 _wide_1, _wide_1_short = gemm_tile(TILE_ROWS[1], 1, False), gemm_tile(TILE_ROWS[1] // 2, 1, False)
@@ -156,46 +160,49 @@ def _multiply_rows(n, acc, x, w, steps, columns, half):
 
 @njit(nogil=True, cache=True)
 def _multiply_tiles(
-    x, x_stride, packed, half, start, residual, residual_bits, relu, source, slot, offsets, out, out_bits, begin, end
+    x, x_stride, packed, start, residual, relu, half, source, slot, offsets, out, n_rows, c_out, begin, end
 ):
+    """Output rows of tiles [begin, end). x, residual (0: none) and out are addresses of bf16 where `half`, else fp32."""
     taps, steps, columns = packed.shape
-    n_rows, c_out = max(out.shape[0], out_bits.shape[0]), max(out.shape[1], out_bits.shape[1])
-    direct = out.shape[0] > 0 and c_out == columns
+    direct = not half and c_out == columns
     # The accumulators of a tile are its rows of `out` where those have the form, else a buffer. The rows that fill up
     # the last register tile of a tap write to `spare`.
-    buffer = np.empty((0 if direct else TILE, columns), np.float32)
-    spare = np.empty(columns, np.float32)
-    base, stride = np.int64(out.ctypes.data if direct else buffer.ctypes.data), 4 * columns
+    buffer, spare = np.empty((0 if direct else TILE, columns), np.float32), np.empty(columns, np.float32)
+    stride, out_stride = 4 * columns, (2 if half else 4) * c_out
     acc, src = np.empty(TILE + TALLEST, np.int64), np.empty(TILE + TALLEST, np.int64)
     for tile in range(begin, end):
         first, last = tile * TILE, min((tile + 1) * TILE, n_rows)
-        rows = out[first:last] if direct else buffer[: last - first]
-        rows[:] = start
-        if residual.shape[0]:
-            rows[:, :c_out] += residual[first:last]
-        elif residual_bits.shape[0]:
-            for r in range(last - first):
-                add_bf16(rows[r].ctypes.data, residual_bits[first + r].ctypes.data, c_out)
-        origin = base + first * stride if direct else base
+        target = out + first * out_stride
+        base = target if direct else np.int64(buffer.ctypes.data)
+        for r in range(last - first):
+            copy_row(base + r * stride, np.int64(start.ctypes.data), columns)
+            if residual:
+                added = residual + (first + r) * out_stride
+                if half:
+                    add_row_bf16(base + r * stride, added, c_out)
+                else:
+                    add_row(base + r * stride, added, c_out)
         for k in range(taps):
             at = offsets[tile * taps + k]
             n = offsets[tile * taps + k + 1] - at
             if n == 0:
                 continue
             for i in range(n):
-                acc[i] = origin + np.int64(slot[at + i]) * stride
+                acc[i] = base + np.int64(slot[at + i]) * stride
                 src[i] = x + np.int64(source[at + i]) * x_stride
             for i in range(n, n + TALLEST):
                 acc[i] = spare.ctypes.data
                 src[i] = x
             w = np.int64(packed.ctypes.data) + k * steps * stride
             _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
-        if relu:
-            for r in range(last - first):
-                for c in range(c_out):
-                    rows[r, c] = max(rows[r, c], np.float32(0))
-        if out_bits.shape[0]:
-            for r in range(last - first):
-                round_bf16(out_bits[first + r].ctypes.data, rows[r].ctypes.data, c_out)
-        elif not direct:
-            out[first:last] = rows[:, :c_out]
+        for r in range(last - first):
+            done, row = target + r * out_stride, base + r * stride
+            if half:
+                if relu:
+                    relu_row_bf16(done, row, c_out)
+                else:
+                    round_row_bf16(done, row, c_out)
+            elif relu:
+                relu_row(done, row, c_out)
+            elif not direct:
+                copy_row(done, row, c_out)
