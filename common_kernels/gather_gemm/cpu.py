@@ -162,7 +162,7 @@ def _multiply_rows(n, acc, x, w, steps, columns, half):
 def _multiply_tiles(
     x, x_stride, packed, start, residual, relu, half, source, slot, offsets, out, n_rows, c_out, begin, end
 ):
-    """Output rows of tiles [begin, end). x, residual (0: none) and out are addresses of bf16 where `half`, else fp32."""
+    """Output rows of tiles [begin, end). x, residual (0: none) and out are addresses of bf16 if `half`, else fp32."""
     taps, steps, columns = packed.shape
     direct = not half and c_out == columns
     # The accumulators of a tile are its rows of `out` where those have the form, else a buffer. The rows that fill up
