@@ -234,6 +234,7 @@ class SpconvEngine:
         return x.replace_feature(torch.cat([x.features, y.features], 1))
 
     def classify(self, x: Any) -> Tensor:
+        self.last = x  # knows all maps
         return F.linear(x.features, self.weights["classifier.weight"], self.weights["classifier.bias"])
 
 
@@ -259,7 +260,10 @@ def torch_network(work: Workload, weights: dict[str, Tensor], width: float, cach
 def spconv_network(
     module: ModuleType, work: Workload, weights: dict[str, Tensor], width: float, cached: bool
 ) -> Callable[[], Tensor]:
-    """A call that runs the network in spconv, or in a module with its names."""
+    """A call that runs the network in spconv, or in a module with its names.
+
+    Of the maps only the submanifold ones can be kept for another call; spconv rebuilds the strided ones each time.
+    """
     weight = weights["classifier.weight"]
     features, coords = work.features.to(weight.device, weight.dtype), work.coords.to(weight.device)
     engine = SpconvEngine(module, layers(features.shape[1], width), weights)
@@ -270,5 +274,8 @@ def spconv_network(
         x = kept.replace_feature(features) if cached else module.SparseConvTensor(features, coords, list(work.shape), 1)
         return forward(engine, x)
 
-    call()  # fills the cache of `kept`
+    if cached:
+        with peers.one_thread():
+            call()
+            peers.hand_maps(kept, engine.last)
     return call

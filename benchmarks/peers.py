@@ -192,6 +192,15 @@ def table_taps(table: Tensor) -> list[tuple[Tensor, Tensor]]:
     return taps
 
 
+def hand_maps(tensor: Any, output: Any) -> None:
+    """Give an spconv tensor the submanifold maps that layers left with `output`; it offers no reuse of the others.
+
+    spconv keeps a map with a layer's output only: called with the same input again, the layer would search again.
+    """
+    known = output.indice_dict.items()
+    tensor.indice_dict = {key: data for key, data in known if getattr(data, "is_subm", True)}
+
+
 def tensor_of(module: ModuleType, work: Workload, features: Tensor) -> Any:
     """The workload with `features` as a SparseConvTensor of `module`, which is spconv or has its names."""
     return module.SparseConvTensor(features, work.coords.to(features.device), list(work.shape), 1)

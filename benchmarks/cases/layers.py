@@ -62,4 +62,7 @@ def _build(
     layer = module.SubMConv3d(cin, cout, 3, bias=False, indice_key="map").to(x.device, x.dtype).eval()
     layer.weight.data.copy_(weight)
     tensor: Any = peers.tensor_of(module, work, x)
+    if name != OURS:
+        with peers.one_thread():
+            peers.hand_maps(tensor, common.inference(lambda: layer(tensor))())
     return common.inference(lambda: layer(tensor).features)

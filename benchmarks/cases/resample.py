@@ -1,4 +1,4 @@
-"""The halving convolution k2 s2 and its inverse, with their map at hand."""
+"""The halving convolution k2 s2, which no spconv keeps a map for, and its inverse, which uses that map."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
             yield Trial(
                 case="resample",
                 workload=work.name,
-                shape=f"k2 s2 {direction}, {cin} to {cout}",
+                shape=f"k2 s2 {direction}, {cin} to {cout}, map {'at hand' if direction == 'up' else 'rebuilt'}",
                 reference=lambda x=x, w=weight, p=pairs: [  # type: ignore[misc]
                     peers.by_coordinates(p.coords, peers.torch_convolve(x, p, w))
                 ],
@@ -60,7 +60,9 @@ def _build(
     coords = work.coords.to(settings.device)
     if name == TORCH:
         pairs = down.turned(coords, work.shape) if coarse else down
-        return common.inference(lambda: (pairs.coords, peers.torch_convolve(x, pairs, weight)))
+        if coarse:
+            return common.inference(lambda: (pairs.coords, peers.torch_convolve(x, pairs, weight)))
+        return common.inference(lambda: _torch_down(x, coords, weight, work))
     if name == OURS:
         import pointcloud as module
     else:
@@ -70,8 +72,7 @@ def _build(
     tensor: Any = peers.tensor_of(module, work, fine)
     if not coarse:
         halve.weight.data.copy_(weight)
-        tensor = tensor.replace_feature(x)
-        return common.inference(lambda: _rows(halve(tensor)))
+        return common.inference(lambda: _rows(halve(peers.tensor_of(module, work, x))))
     inverse = module.SparseInverseConv3d(cin, cout, 2, indice_key="down", bias=False).to(x.device, x.dtype).eval()
     inverse.weight.data.copy_(weight)
     small = common.inference(lambda: halve(tensor))()
@@ -81,6 +82,11 @@ def _build(
     rows[order] = x
     small = small.replace_feature(rows)
     return common.inference(lambda: _rows(inverse(small)))
+
+
+def _torch_down(x: Tensor, coords: Tensor, weight: Tensor, work: Workload) -> tuple[Tensor, Tensor]:
+    pairs = peers.torch_strided(coords, work.shape, 2, 2, 0)
+    return pairs.coords, peers.torch_convolve(x, pairs, weight)
 
 
 def _rows(tensor: Any) -> tuple[Tensor, Tensor]:

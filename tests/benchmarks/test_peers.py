@@ -118,3 +118,29 @@ def test_by_coordinates_undoes_a_permutation() -> None:
     work = shell(16, 5.0)
     order = torch.randperm(work.n_rows)
     assert torch.equal(peers.by_coordinates(work.coords[order], work.features[order]), work.features)
+
+
+@needs_spconv
+def test_spconv_is_timed_without_the_search_of_kept_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A competitor that searched its maps again in each call would lose to ours for the wrong reason."""
+    from benchmarks.cases import layers, network
+    from benchmarks.harness import Settings
+
+    module = peers.spconv()
+    searched: list[bool] = []
+    search = module.ops.get_indice_pairs
+
+    def counting(*args: object, **kwargs: object) -> object:
+        searched.append(bool(args[9]))  # subm
+        return search(*args, **kwargs)
+
+    monkeypatch.setattr(module.ops, "get_indice_pairs", counting)
+    work, settings = shell(24, 9.0), Settings("cpu", ("fp32",), (1,), 1)
+    layer = next(layers.trials(work, settings)).competitors[0]
+    cached = next(trial for trial in network.trials(work, settings) if "cached" in trial.shape).competitors[0]
+    assert layer.name == cached.name == "spconv"
+    for competitor, expected in ((layer, []), (cached, [False] * 4)):
+        call = competitor.build()
+        searched.clear()
+        call()
+        assert searched == expected
