@@ -69,7 +69,10 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
 
 
 def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[str, object]:
-    """IoU per class and mean, counted over all points of the held-out sweeps, in all and by sensor."""
+    """IoU per class and mean, over the points of the held-out sweeps beyond the segmenter's `min_range`.
+
+    In all, and by sensor. Nearer points belong to the carrier and are left without a label.
+    """
     segmenter = Segmenter(model, recipe.voxel_size, CLASSES)
     total = Confusion(len(CLASSES))
     by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
@@ -77,8 +80,9 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
     for i, sweep in enumerate(_shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
         cloud = sweep.to_cloud()
         prediction = segmenter(cloud).labels
+        truth = torch.where(cloud.xyz.norm(dim=1) < segmenter.min_range, -1, cloud.labels)
         for confusion in (total, by_sensor[recipe.sensors[i % len(recipe.sensors)]]):
-            confusion.add(cloud.labels, prediction)
+            confusion.add(truth, prediction)
     return {
         "mean_iou": round(total.mean_iou(), 4),
         "iou": {name: round(float(value), 4) for name, value in zip(CLASSES, total.iou())},
