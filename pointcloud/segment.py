@@ -20,6 +20,7 @@ from pointcloud.voxelize import voxelize
 N_FEATURES = 6
 # Metres that bring heights (kerbs matter) and ranges to the order of one.
 HEIGHT_SCALE, RANGE_SCALE = 0.5, 30.0
+MIN_RANGE = 1.2  # metres
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Segmenter:
         model: nn.Module,
         voxel_size: float | None = None,
         class_names: tuple[str, ...] | None = None,
-        min_range: float = 1.2,
+        min_range: float = MIN_RANGE,
     ) -> None:
         card: Any = getattr(model, "card", None)
         if card is None and (voxel_size is None or class_names is None):

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 
+from pointcloud.segment import MIN_RANGE
+
 
 def augment(xyz: np.ndarray, ring: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(xyz [M, 3] float32, kept [N] bool): the sweep thinned out, turned, mirrored, scaled, tilted and lifted."""
-    kept = np.ones(len(xyz), bool)
+    kept = np.linalg.norm(xyz, axis=1) >= MIN_RANGE
     n_rings = int(ring.max(initial=0)) + 1
     if generator.random() < 0.25 and n_rings > 32:  # a 64-beam sweep as a sensor with half the beams sees it
         kept &= ring % 2 == generator.integers(2)
@@ -18,7 +20,7 @@ def augment(xyz: np.ndarray, ring: np.ndarray, generator: np.random.Generator) -
     kept &= generator.random(len(xyz)) > generator.uniform(0, 0.2)
 
     yaw = generator.uniform(-math.pi, math.pi)
-    pitch, roll = generator.normal(0, math.radians(1), 2)
+    pitch, roll = generator.normal(0, math.radians(0.5), 2)
     turned = xyz[kept] @ (_rotation(2, yaw) @ _rotation(1, pitch) @ _rotation(0, roll)).T
     if generator.random() < 0.5:
         turned[:, 1] *= -1

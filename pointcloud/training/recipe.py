@@ -20,9 +20,9 @@ class Recipe:
     depth: int = 14
     voxel_size: float = 0.15
     sensors: tuple[str, ...] = ("hdl32", "hdl64")
-    train_sweeps: int = 1500
+    train_sweeps: int = 1200
     test_sweeps: int = 60
-    steps: int = 5000
+    steps: int = 3800
     batch_size: int = 2
     learning_rate: float = 4e-3
     weight_decay: float = 1e-2

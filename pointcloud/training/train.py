@@ -137,7 +137,8 @@ def _simulate(recipe: Recipe, n: int, first_seed: int) -> Iterable[Sweep]:
 def _batches(sweeps: list[Sweep], recipe: Recipe, generator: np.random.Generator) -> Iterable[tuple[Tensor, ...]]:
     """`recipe.steps` batches (xyz [N, 3], brightness [N], labels [N], batch index [N]); each sweep comes in turn.
 
-    A fifth of the sweeps come without intensities, so that the network can do without.
+    Each ring's intensities are scaled by a factor of its own, since the lasers of a real sensor differ, and 40 % of the
+    sweeps come without: the network must not trust brightness where the shape says otherwise.
     """
     order: list[int] = []
     for _ in range(recipe.steps):
@@ -147,7 +148,9 @@ def _batches(sweeps: list[Sweep], recipe: Recipe, generator: np.random.Generator
                 order = generator.permutation(len(sweeps)).tolist()
             sweep = sweeps[order.pop()]
             xyz, kept = augment(sweep.xyz, sweep.ring, generator)
-            bright = brightness(torch.from_numpy(sweep.intensity[kept])) * float(generator.random() > 0.2)
+            gain = np.exp(generator.normal(0, 0.5, int(sweep.ring.max(initial=0)) + 1)).astype(np.float32)
+            bright = brightness(torch.from_numpy((sweep.intensity * gain[sweep.ring])[kept]))
+            bright *= float(generator.random() > 0.4)
             labels = torch.from_numpy(sweep.labels[kept])
             samples.append((torch.from_numpy(xyz), bright, labels, torch.full_like(labels, len(samples))))
         yield tuple(torch.cat(column) for column in zip(*samples))

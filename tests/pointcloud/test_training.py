@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import load_pretrained, save_pretrained
-from pointcloud.segment import N_FEATURES, Segmenter, sweep_voxels
+from pointcloud.segment import MIN_RANGE, N_FEATURES, Segmenter, sweep_voxels
 from pointcloud.simulate import CLASSES, simulate_sweep
 from pointcloud.training import Confusion, Recipe, evaluate, lovasz_softmax, train
 from pointcloud.training.augment import augment
@@ -146,6 +146,7 @@ def test_augmented_points_keep_their_labels(seed: int) -> None:
     xyz = generator.normal(0, 10, (4000, 3)).astype(np.float32)
     moved, kept = augment(xyz, rings(4000), generator)
     number = np.flatnonzero(kept)
+    assert np.linalg.norm(xyz[kept], axis=1).min() >= MIN_RANGE > np.linalg.norm(xyz, axis=1).min()
     assert moved.dtype == np.float32 and moved.shape == (len(number), 3)
     assert 0.2 * 4000 < len(number) < 4000 and len(np.unique(number)) == len(number)
     # All changes but the lift are one similarity: find it from the points and see that every point obeys it.
