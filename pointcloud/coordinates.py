@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from common_kernels._checks import describe
 from common_kernels.kernel_map import KernelMap, check_key_range, kernel_map, per_axis
 from common_kernels.kernel_map.reference import check_coords, check_unique, ravel
 
@@ -214,11 +215,6 @@ def check_same_coordinates(a: Coordinates, b: Coordinates) -> None:
             f"the tensors must have the same coordinates in the same order, got {a} and {b}{other}; "
             "sparse_add adds over the union"
         )
-
-
-def describe(x: Tensor) -> str:
-    """`float32 [50, 3]`"""
-    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
 
 
 def _as_int(value: Any, name: str) -> int:

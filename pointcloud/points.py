@@ -9,10 +9,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from common_kernels._checks import describe as describe_tensor
 
-def _describe(value: object) -> str:
+
+def describe(value: object) -> str:
+    """`float32 [50, 3]` for a tensor, the type's name for anything else."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return describe_tensor(value)
     return type(value).__name__
 
 
@@ -21,7 +24,7 @@ def _check(
 ) -> None:
     if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
         wanted = f"{str(dtype).removeprefix('torch.')} {meaning}"
-        raise ValueError(f"{name} must be {wanted} = {list(shape)}, got {_describe(value)}")
+        raise ValueError(f"{name} must be {wanted} = {list(shape)}, got {describe(value)}")
     if value.device != device:
         raise ValueError(f"{name} must be on the device of xyz ({device}), got {value.device}")
 
@@ -53,7 +56,7 @@ class PointCloud:
             or self.xyz.ndim != 2
             or self.xyz.shape[1] != 3
         ):
-            raise ValueError(f"xyz must be float32 [N, 3], got {_describe(self.xyz)}")
+            raise ValueError(f"xyz must be float32 [N, 3], got {describe(self.xyz)}")
         n, device = self.xyz.shape[0], self.xyz.device
         if self.intensity is not None:
             _check("intensity", self.intensity, torch.float32, (n,), "[N]", device)
@@ -64,7 +67,7 @@ class PointCloud:
         _check("origin", self.origin, torch.float64, (3,), "[3]", torch.device("cpu"))
         for name, column in self.extra.items():
             if not isinstance(column, Tensor) or column.ndim < 1 or column.shape[0] != n:
-                raise ValueError(f"extra[{name!r}] must be a tensor [N, ...] with N = {n}, got {_describe(column)}")
+                raise ValueError(f"extra[{name!r}] must be a tensor [N, ...] with N = {n}, got {describe(column)}")
             if column.device != device:
                 raise ValueError(f"extra[{name!r}] must be on the device of xyz ({device}), got {column.device}")
         # A private copy behind a read-only view: a frozen cloud must not change through the caller's dict.
@@ -116,10 +119,10 @@ class PointCloud:
             or index.ndim != 1
             or index.dtype not in (torch.bool, torch.int32, torch.int64)
         ):
-            raise ValueError(f"index must be bool [N] or int32 / int64 [M], got {_describe(index)}")
+            raise ValueError(f"index must be bool [N] or int32 / int64 [M], got {describe(index)}")
         if index.dtype == torch.bool:
             if index.shape[0] != n:
-                raise ValueError(f"index must be bool [N] with N = {n}, got {_describe(index)}")
+                raise ValueError(f"index must be bool [N] with N = {n}, got {describe(index)}")
             rows = index.nonzero().flatten()
         else:
             rows = index.long()

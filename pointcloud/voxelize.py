@@ -15,7 +15,7 @@ from common_kernels.kernel_map import check_key_range
 from common_kernels.segment_reduce import segment_reduce
 from pointcloud.coordinates import Coordinates
 from pointcloud.grouping import group_points
-from pointcloud.points import PointCloud
+from pointcloud.points import PointCloud, describe
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxel_grid import VoxelGrid, check_finite
 
@@ -138,14 +138,14 @@ def devoxelize(
     if align not in ALIGNMENTS:
         raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
     if not isinstance(points, Tensor):
-        raise ValueError(f"points must be a tensor of coordinates or of rows, got {_describe(points)}")
+        raise ValueError(f"points must be a tensor of coordinates or of rows, got {describe(points)}")
     if not isinstance(voxels, (SparseConvTensor, Tensor)):
-        raise ValueError(f"voxels must be a SparseConvTensor or its features, got {_describe(voxels)}")
+        raise ValueError(f"voxels must be a SparseConvTensor or its features, got {describe(voxels)}")
     if not points.dtype.is_floating_point:
         if mode != "nearest" or grid is not None or batch_index is not None:
             raise ValueError(
                 "points must be floating [N, >= 3] for mode='trilinear' or together with grid or batch_index, got "
-                f"{_describe(points)}"
+                f"{describe(points)}"
             )
         return gather_rows(voxels if isinstance(voxels, Tensor) else voxels.features, points)
     if isinstance(voxels, Tensor):
@@ -156,7 +156,7 @@ def devoxelize(
     if grid.shape != tuple(voxels.spatial_shape):
         raise ValueError(f"grid must have the voxels' shape {list(voxels.spatial_shape)}, got {list(grid.shape)}")
     if points.ndim != 2 or points.shape[1] < 3:
-        raise ValueError(f"points must be floating [N, >= 3], got {_describe(points)}")
+        raise ValueError(f"points must be floating [N, >= 3], got {describe(points)}")
     xyz = points[:, :3]
     check_finite(xyz)
     batch_index, _ = _batch(batch_index, voxels.batch_size, xyz)
@@ -240,7 +240,7 @@ def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tens
             or points.ndim != 2
             or points.shape[1] < 3
         ):
-            raise ValueError(f"points must be floating [N, >= 3] or a PointCloud, got {_describe(points)}")
+            raise ValueError(f"points must be floating [N, >= 3] or a PointCloud, got {describe(points)}")
         features = points if features is None else features
         xyz = points[:, :3]
     if (
@@ -249,7 +249,7 @@ def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tens
         or features.shape[0] != xyz.shape[0]
         or not features.dtype.is_floating_point
     ):
-        raise ValueError(f"features must be floating [N, C] with N = {xyz.shape[0]}, got {_describe(features)}")
+        raise ValueError(f"features must be floating [N, C] with N = {xyz.shape[0]}, got {describe(features)}")
     if features.device != xyz.device:
         raise ValueError(f"features must be on the device of points, {xyz.device}, got {features.device}")
     return xyz, features
@@ -262,9 +262,7 @@ def _batch(batch_index: Tensor | None, batch_size: int | None, xyz: Tensor) -> t
     if batch_index is None:
         return None, 1 if batch_size is None else batch_size
     if batch_index.dtype not in (torch.int32, torch.int64) or batch_index.shape != xyz.shape[:1]:
-        raise ValueError(
-            f"batch_index must be int32 or int64 [N] with N = {xyz.shape[0]}, got {_describe(batch_index)}"
-        )
+        raise ValueError(f"batch_index must be int32 or int64 [N] with N = {xyz.shape[0]}, got {describe(batch_index)}")
     if batch_index.device != xyz.device:
         raise ValueError(f"batch_index must be on the device of points, {xyz.device}, got {batch_index.device}")
     low, high = (int(v) for v in batch_index.aminmax()) if batch_index.numel() else (0, 0)
@@ -272,9 +270,3 @@ def _batch(batch_index: Tensor | None, batch_size: int | None, xyz: Tensor) -> t
         bound = "" if batch_size is None else f" and below batch_size {batch_size}"
         raise ValueError(f"batch_index must be at least 0{bound}, got {low} to {high}")
     return batch_index.long(), high + 1 if batch_size is None else batch_size
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return type(value).__name__
