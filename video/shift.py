@@ -1,0 +1,73 @@
+"""Temporal shift: some channels of each frame are read from the frame before or after it (Lin et al., TSM, 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common_kernels._checks import describe
+from video import live
+
+DIRECTIONS = ("both", "past")
+
+
+def temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8, direction: str = "both") -> Tensor:
+    """Shift channels along time within each clip; frames beyond a clip's ends are zero.
+
+    With f = C // fold_div: "both" reads channels [0, f) from the next frame and [f, 2f) from the one before; "past"
+    reads [0, f) from the one before and can therefore run live. The other channels stay.
+
+    Args:
+        x: [N * T, C, H, W], the T = num_segments frames of each clip in order.
+
+    Returns:
+        A new tensor of the shape, dtype and memory format of x.
+    """
+    check_shift(num_segments, fold_div, direction)
+    if x.ndim != 4 or x.shape[0] % num_segments:
+        raise ValueError(f"x must be [N * {num_segments}, C, H, W] (num_segments={num_segments}), got {describe(x)}")
+    fold = x.shape[1] // fold_div
+    frames = x.unflatten(0, (-1, num_segments))  # [N, T, C, H, W]
+    out = torch.zeros_like(frames)
+    if direction == "both":
+        out[:, :-1, :fold] = frames[:, 1:, :fold]
+        out[:, 1:, fold : 2 * fold] = frames[:, :-1, fold : 2 * fold]
+        out[:, :, 2 * fold :] = frames[:, :, 2 * fold :]
+    else:
+        out[:, 1:, :fold] = frames[:, :-1, :fold]
+        out[:, :, fold:] = frames[:, :, fold:]
+    return out.flatten(0, 1)
+
+
+def check_shift(num_segments: int, fold_div: int, direction: str) -> None:
+    """Raise unless the three describe a temporal shift."""
+    if num_segments < 1:
+        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+    if fold_div < (2 if direction == "both" else 1):
+        raise ValueError(f"fold_div must be at least 2 (1 for direction 'past'), got {fold_div}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+
+
+class TemporalShift(nn.Module):
+    """`net` after a temporal shift of its input; the key of its parameters gains `.net`, as in published checkpoints.
+
+    Within `live.running(...)` a "past" shift reads the frame before from the stream's state instead of the batch.
+    """
+
+    def __init__(self, net: nn.Module, num_segments: int, fold_div: int = 8, direction: str = "both") -> None:
+        super().__init__()
+        check_shift(num_segments, fold_div, direction)
+        self.net = net
+        self.num_segments = num_segments
+        self.fold_div = fold_div
+        self.direction = direction
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = live.current()
+        if memory is not None:
+            return self.net(memory.shift(self, x))
+        return self.net(temporal_shift(x, self.num_segments, self.fold_div, self.direction))
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, fold_div={self.fold_div}, direction={self.direction!r}"

@@ -1,0 +1,101 @@
+"""The state of live video: what a network remembers between frames, one row for each stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common_kernels._checks import describe
+
+FRAMES = "frames"
+
+
+class StreamState:
+    """Tensors by name, each [B, ...] with one row for each of B streams, and the number of frames each stream has seen.
+
+    A network takes a state and the next frame of every stream and returns the state after it; the state it was given is
+    used up. `clone` keeps one. A stream that has seen no frame is fresh: its rows hold nothing that counts.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], frames: Tensor) -> None:
+        if frames.ndim != 1 or frames.dtype != torch.int64:
+            raise ValueError(f"frames must be int64 [B], got {describe(frames)}")
+        for name, tensor in tensors.items():
+            if tensor.ndim < 1 or tensor.shape[0] != len(frames):
+                raise ValueError(f"{name} must have one row for each of {len(frames)} streams, got {describe(tensor)}")
+            if name == FRAMES:
+                raise ValueError(f"{FRAMES!r} counts the frames and cannot name a tensor")
+        self.tensors = dict(tensors)
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __repr__(self) -> str:
+        return f"StreamState({len(self)} streams, frames={self.frames.tolist()}, {self.n_bytes:,} bytes)"
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def reset(self, streams: int | Iterable[int] | None = None) -> StreamState:
+        """Make these streams fresh (all of them by default), the others untouched; returns the state itself.
+
+        Raises:
+            IndexError: a stream that is not there.
+        """
+        rows = range(len(self)) if streams is None else [streams] if isinstance(streams, int) else list(streams)
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f"streams must be in 0 to {len(self) - 1}, got {row}")
+        chosen = torch.tensor(list(rows), dtype=torch.int64, device=self.frames.device)
+        # Out of place: a state of an earlier frame may share these tensors.
+        self.frames = self.frames.index_fill(0, chosen, 0)
+        for name, tensor in self.tensors.items():
+            self.tensors[name] = tensor.index_fill(0, chosen.to(tensor.device), 0)
+        return self
+
+    def clone(self) -> StreamState:
+        """A state of its own memory."""
+        return StreamState({name: tensor.clone() for name, tensor in self.tensors.items()}, self.frames.clone())
+
+    def to(self, *args: object, **kwargs: object) -> StreamState:
+        """As `Tensor.to`; integer and boolean tensors change device only."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        moved = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors.items()
+        }
+        return StreamState(moved, self.frames.to(device))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; it appears whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        save_file({**tensors, FRAMES: self.frames}, partial, metadata={"format": "trisparse.StreamState"})
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> StreamState:
+        """A state that `save` wrote.
+
+        Raises:
+            ValueError: the file is none.
+            OSError: it cannot be read.
+        """
+        try:
+            with safe_open(os.fspath(path), "pt", device=str(device)) as file:
+                if (file.metadata() or {}).get("format") != "trisparse.StreamState":
+                    raise ValueError(f"{path}: not a saved StreamState")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a saved StreamState ({error})") from None
+        return cls({name: tensor for name, tensor in tensors.items() if name != FRAMES}, tensors[FRAMES])
