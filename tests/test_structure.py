@@ -28,7 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 KERNEL_LIBRARIES = {"torch", "numba", "llvmlite", "triton", "numpy"}
 # Loaded where they are used, never by `import package`.
-OPTIONAL = {"cumm", "decord", "laspy", "lazrs", "matplotlib", "ray", "spconv", "transformers", "triton"}
+OPTIONAL = {
+    "av", "cumm", "decord", "laspy", "lazrs", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn", "spconv",
+    "torchcodec", "transformers", "triton",
+}  # fmt: skip
 # Files of common_kernels that may import the compilers.
 COMPILER_FILES = {
     "triton": ["gpu*.py"],
