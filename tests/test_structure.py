@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 KERNEL_LIBRARIES = {"torch", "numba", "llvmlite", "triton", "numpy"}
 # Loaded where they are used, never by `import package`.
 OPTIONAL = {
-    "av", "cumm", "decord", "laspy", "lazrs", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn", "spconv",
-    "torchcodec", "transformers", "triton",
+    "av", "cumm", "decord", "laspy", "lazrs", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn",
+    "spconv", "torchcodec", "transformers", "triton",
 }  # fmt: skip
 # Files of common_kernels that may import the compilers.
 COMPILER_FILES = {
