@@ -1,0 +1,68 @@
+"""Opening of a video file: every way in which it can be no video gets its own error."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from video.reader.errors import VideoError
+
+if TYPE_CHECKING:
+    import av
+
+
+def import_av() -> Any:
+    """The PyAV module, with an error that names the extra where it is not installed."""
+    try:
+        import av
+        import av.logging
+    except ImportError as error:
+        raise ImportError("reading video needs PyAV: pip install 'trisparse[video]'") from error
+    return av
+
+
+def check_file(path: str) -> None:
+    """Raises FileNotFoundError, IsADirectoryError, PermissionError or VideoError unless `path` is a readable file."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"no such video file: {path!r}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"expected a video file, got a directory: {path!r}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"no permission to read the video file: {path!r}")
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise VideoError(f"{path}: expected a video file, got an empty file (0 bytes)")
+
+
+def open_container(source: str, options: dict[str, str] | None = None, **kwargs: Any) -> av.container.InputContainer:
+    """FFmpeg's container of a file, device or URL; VideoError where it is not one."""
+    av = import_av()
+    try:
+        return av.open(source, mode="r", options=options or {}, metadata_errors="replace", **kwargs)
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
+        raise VideoError(
+            f"{source}: expected a video file, got data that FFmpeg cannot read ({error.strerror})"
+        ) from error
+    except (av.error.FFmpegError, OSError) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        raise VideoError(f"{source}: could not be opened ({error})") from error
+
+
+def video_stream(container: av.container.InputContainer, source: str) -> av.video.stream.VideoStream:
+    """The first stream of moving pictures (cover art is none); VideoError where there is none."""
+    av = import_av()
+    attached = av.stream.Disposition.attached_pic
+    for stream in container.streams.video:
+        if not stream.disposition & attached:
+            if stream.codec_context is None:
+                raise VideoError(f"{source}: FFmpeg has no decoder for its video stream")
+            return stream
+    found = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+    raise VideoError(f"{source}: expected a file with a video stream, got streams of type: {found}")
+
+
+def set_threads(stream: av.video.stream.VideoStream, threads: int) -> None:
+    """`threads` decoding threads; 1 decodes in the calling thread, 0 takes as many as FFmpeg finds cores."""
+    context = stream.codec_context
+    context.thread_count = threads
+    context.thread_type = "NONE" if threads == 1 else "AUTO"

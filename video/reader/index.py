@@ -1,0 +1,237 @@
+"""The frame index: what one pass over the packets of a file, without decoding, says about every frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from video.reader.container import check_file, import_av, open_container, set_threads, video_stream
+
+if TYPE_CHECKING:
+    import av
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Every shown frame of one file, in display order, and the key frames where decoding can start.
+
+    Packets that an edit list discards are no frames, but a discarded key frame stays a place to start. Frame counts
+    that a container claims are never used. Where `by_count` is set the packets carry no usable times: the frames are
+    those that decoding the whole file gave, and a frame is found only by counting from the start.
+
+    Attributes:
+        path: the file.
+        pts: presentation times in units of `time_base`, ascending, int64 [N].
+        size: bytes of each frame's packet, int64 [N].
+        is_keyframe: bool [N].
+        key_pts: presentation times of the frames where decoding can start, ascending, int64 [K].
+        key_dts: their decoding times, which seeking wants, int64 [K].
+        time_base: seconds per unit of time.
+        width, height: of the stored picture, before rotation.
+        by_count: frames have no usable times of their own.
+    """
+
+    path: str
+    pts: np.ndarray
+    size: np.ndarray
+    is_keyframe: np.ndarray
+    key_pts: np.ndarray
+    key_dts: np.ndarray
+    time_base: Fraction
+    width: int
+    height: int
+    by_count: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def start(self) -> int:
+        """Presentation time of frame 0, 0 for a file without frames: seconds count from here."""
+        return int(self.pts[0]) if len(self.pts) else 0
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds of every frame since frame 0, float64 [N]."""
+        return (self.pts - self.start) * float(self.time_base)
+
+    def seconds(self, pts: int) -> float:
+        """Seconds since frame 0 of a presentation time."""
+        return float((pts - self.start) * self.time_base)
+
+    def key_before(self, pts: int) -> int:
+        """Row of `key_pts` of the last key frame at or before `pts`, -1 where there is none."""
+        return int(np.searchsorted(self.key_pts, pts, side="right")) - 1
+
+    def index_at(self, seconds: float) -> int:
+        """The frame on screen at `seconds` since frame 0: the last one that starts no later; ValueError outside."""
+        if not math.isfinite(seconds):
+            raise ValueError(f"seconds must be finite, got {seconds}")
+        if not len(self.pts):
+            raise ValueError(f"{self.path}: no frame at {seconds} s, the file has no frames")
+        # A timestamp that went through float64 must find its own frame again.
+        target = self.start + Fraction(seconds) / self.time_base + Fraction(1, 1000)
+        found = int(np.searchsorted(self.pts, math.floor(target), side="right")) - 1
+        last = self.seconds(int(self.pts[-1]))
+        step = last / (len(self.pts) - 1) if len(self.pts) > 1 else math.inf
+        if found < 0 or seconds > last + step:
+            raise ValueError(f"{self.path}: seconds must be within 0 and {last:.6f}, got {seconds}")
+        return found
+
+    @classmethod
+    def build(cls, path: str) -> FrameIndex:
+        """The index of the file at `path`, by one pass over its packets.
+
+        Damaged ends and beginnings cut off from their key frame are decoded, and only there, so that the index holds
+        no frame that never comes out. A file whose packets carry no times is decoded whole.
+
+        Raises FileNotFoundError, IsADirectoryError, PermissionError, or VideoError (no video, empty, unreadable).
+        """
+        check_file(path)
+        with open_container(path) as container:
+            stream = video_stream(container, path)
+            packets, damaged = _read_packets(container, stream)
+            base = stream.time_base or Fraction(1, 1000)
+            size = (stream.codec_context.width, stream.codec_context.height)
+            codec = stream.codec_context.codec.canonical_name
+        if not _has_times(packets, codec):
+            return _decoded_index(path, packets, base, size)
+        index = _packet_index(path, packets, base, size)
+        if damaged is not None and len(index):
+            # Pictures sent shortly before the damage may wait for what it took away.
+            suspects = [p.pts for p in packets[max(0, damaged - 64) :] if p.pts is not None]
+            index = _keep_decodable(index, min(suspects), None)
+        if len(index) and not len(index.key_pts):
+            index = _keep_decodable(index, index.start, None)
+        elif len(index) and index.pts[0] < index.key_pts[0]:
+            index = _keep_decodable(index, index.start, int(index.key_pts[0]))
+        return index
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    size: int
+    is_keyframe: bool
+    is_discard: bool
+
+
+def _read_packets(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> tuple[list[_Packet], int | None]:
+    """Every packet of the stream in file order, and the first one that is damaged (their number if the file ends badly)."""
+    av = import_av()
+    packets: list[_Packet] = []
+    damaged = None
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if packet.is_corrupt and damaged is None:
+                damaged = len(packets)
+            packets.append(_Packet(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard))
+    except (av.error.FFmpegError, OSError):
+        damaged = len(packets) if damaged is None else damaged
+    return packets, damaged
+
+
+def _has_times(packets: list[_Packet], codec: str) -> bool:
+    """Whether presentation times tell the frames apart."""
+    if any(packet.pts is None for packet in packets):
+        return False
+    # A "not coded" picture of MPEG-4 part 2 fills a packet of a few bytes and never comes out as a frame.
+    return not (codec == "mpeg4" and any(packet.size <= 8 for packet in packets))
+
+
+def _packet_index(path: str, packets: list[_Packet], base: Fraction, size: tuple[int, int]) -> FrameIndex:
+    shown = sorted((p for p in packets if not p.is_discard), key=lambda p: p.pts)  # stable: equal times in file order
+    keys = sorted((p for p in packets if p.is_keyframe), key=lambda p: p.pts)
+    return FrameIndex(
+        path=path,
+        pts=np.array([p.pts for p in shown], np.int64),
+        size=np.array([p.size for p in shown], np.int64),
+        is_keyframe=np.array([p.is_keyframe for p in shown], bool),
+        key_pts=np.array([p.pts for p in keys], np.int64),
+        key_dts=np.array([p.pts if p.dts is None else p.dts for p in keys], np.int64),
+        time_base=base,
+        width=size[0],
+        height=size[1],
+    )
+
+
+def decode_from(path: str, key: tuple[int, int] | None = None) -> Iterator[av.VideoFrame]:
+    """Every frame that decoding gives, from the key frame (pts, dts) or from the start of the file.
+
+    Packets that do not decode are left out. Starts at the beginning where the container does not find the key frame.
+    """
+    av = import_av()
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        set_threads(stream, 1)
+        packets = container.demux(stream)
+        if key is not None:
+            container.seek(key[1], stream=stream)
+            packets = container.demux(stream)
+            first = next(packets, None)
+            if first is None or first.pts != key[0]:
+                yield from decode_from(path)
+                return
+            packets = chain([first], packets)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, OSError):  # the file ends inside a packet: what was read so far comes out
+                packet = None
+            try:
+                yield from stream.codec_context.decode(packet)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                pass
+            if packet is None or not packet.size:
+                return
+
+
+def _keep_decodable(index: FrameIndex, low: int, high: int | None) -> FrameIndex:
+    """The index without those frames from time `low` to before time `high` that decoding does not give."""
+    row = index.key_before(low)
+    key = (int(index.key_pts[row]), int(index.key_dts[row])) if row >= 0 else None
+    seen = set()
+    for frame in decode_from(index.path, key):
+        if high is not None and frame.pts is not None and frame.pts >= high:
+            break
+        seen.add(frame.pts)
+    kept = [pts < low or (high is not None and pts >= high) or pts in seen for pts in index.pts.tolist()]
+    keep = np.array(kept, bool)
+    return replace(index, pts=index.pts[keep], size=index.size[keep], is_keyframe=index.is_keyframe[keep])
+
+
+def _decoded_index(path: str, packets: list[_Packet], base: Fraction, size: tuple[int, int]) -> FrameIndex:
+    """The index of a file whose packets do not tell the times of its frames: those that decoding it all gives."""
+    frames = [(frame.pts, bool(frame.key_frame)) for frame in decode_from(path)]
+    times = [pts for pts, _ in frames]
+    if any(pts is None for pts in times) or any(b <= a for a, b in pairwise(times)):
+        with open_container(path) as container:
+            stream = video_stream(container, path)
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        times, base = list(range(len(frames))), 1 / Fraction(rate)
+    # Without times a packet cannot be told from the next one, except where each gives one frame and none is reordered.
+    sizes = [p.size for p in packets] if len(packets) == len(frames) else [0] * len(frames)
+    return FrameIndex(
+        path=path,
+        pts=np.array(times, np.int64),
+        size=np.array(sizes, np.int64),
+        is_keyframe=np.array([key for _, key in frames], bool),
+        key_pts=np.zeros(0, np.int64),
+        key_dts=np.zeros(0, np.int64),
+        time_base=base,
+        width=size[0],
+        height=size[1],
+        by_count=True,
+    )
