@@ -114,6 +114,10 @@ class FrameIndex:
         return index
 
 
+# The bit of a VP8 packet's first byte that says whether it is shown (RFC 6386, 9.1): reference frames may be hidden.
+_VP8_SHOWN = 0x10
+
+
 class _Packet(NamedTuple):
     pts: int | None
     dts: int | None
@@ -129,13 +133,15 @@ def _read_packets(
     av = import_av()
     packets: list[_Packet] = []
     damaged = None
+    vp8 = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
             if packet.is_corrupt and damaged is None:
                 damaged = len(packets)
-            packets.append(_Packet(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard))
+            hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] & _VP8_SHOWN)
+            packets.append(_Packet(packet.pts, packet.dts, packet.size, packet.is_keyframe, hidden))
     except (av.error.FFmpegError, OSError):
         damaged = len(packets) if damaged is None else damaged
     return packets, damaged
