@@ -14,6 +14,7 @@ from torch import Tensor
 from common_kernels._checks import describe
 
 FRAMES = "frames"
+FORMAT = "trisparse.StreamState"
 
 
 class StreamState:
@@ -34,11 +35,23 @@ class StreamState:
         self.tensors = dict(tensors)
         self.frames = frames
 
+    @classmethod
+    def fresh(cls, streams: int) -> StreamState:
+        """The state of streams that have seen no frame, for any network."""
+        if streams < 0:
+            raise ValueError(f"streams must be at least 0, got {streams}")
+        return cls({}, torch.zeros(streams, dtype=torch.int64))
+
     def __len__(self) -> int:
         return len(self.frames)
 
     def __repr__(self) -> str:
         return f"StreamState({len(self)} streams, frames={self.frames.tolist()}, {self.n_bytes:,} bytes)"
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no stream has seen a frame since its start or reset."""
+        return not bool(self.frames.any())
 
     @property
     def n_bytes(self) -> int:
@@ -67,20 +80,21 @@ class StreamState:
         return StreamState({name: tensor.clone() for name, tensor in self.tensors.items()}, self.frames.clone())
 
     def to(self, *args: object, **kwargs: object) -> StreamState:
-        """As `Tensor.to`; integer and boolean tensors change device only."""
+        """As `Tensor.to`; integer and boolean tensors change device only, and `frames` stays where it is counted."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         moved = {
             name: tensor.to(device, dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
         }
-        return StreamState(moved, self.frames.to(device))
+        return StreamState(moved, self.frames)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
-        save_file({**tensors, FRAMES: self.frames}, partial, metadata={"format": "trisparse.StreamState"})
+        # Copies: safetensors refuses tensors that share memory.
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors.items()}
+        save_file({**tensors, FRAMES: self.frames.clone()}, partial, metadata={"format": FORMAT})
         os.replace(partial, path)
 
     @classmethod
@@ -93,9 +107,16 @@ class StreamState:
         """
         try:
             with safe_open(os.fspath(path), "pt", device=str(device)) as file:
-                if (file.metadata() or {}).get("format") != "trisparse.StreamState":
+                if (file.metadata() or {}).get("format") != FORMAT:
                     raise ValueError(f"{path}: not a saved StreamState")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                # Copies: a tensor that stays mapped would change, or kill the process, with the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a saved StreamState ({error})") from None
-        return cls({name: tensor for name, tensor in tensors.items() if name != FRAMES}, tensors[FRAMES])
+        frames = tensors.pop(FRAMES, None)
+        if frames is None:
+            raise ValueError(f"{path}: not a saved StreamState (it lacks {FRAMES})")
+        try:
+            return cls(tensors, frames.cpu())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
