@@ -1,0 +1,28 @@
+"""Hard files, written once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.video.hard_files import WRITERS, HardFile
+
+
+@pytest.fixture(scope="session")
+def hard_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], HardFile]:
+    """``hard_file(name)``: the file of that name in `WRITERS`; skips where PyAV was built without its encoder."""
+    import av
+
+    folder = tmp_path_factory.mktemp("hard_files")
+    written: dict[str, HardFile] = {}
+
+    def get(name: str) -> HardFile:
+        if name not in written:
+            try:
+                written[name] = WRITERS[name](folder)
+            except av.codec.codec.UnknownCodecError as error:
+                pytest.skip(f"PyAV has no encoder for {name}: {error}")
+        return written[name]
+
+    return get
