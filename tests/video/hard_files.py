@@ -419,9 +419,10 @@ WRITERS: dict[str, Callable[[Path], HardFile]] = {
     function.__name__.removeprefix("_"): function
     for function in (
         _b_frames_mp4, _b_frames_mkv, _edit_list, _edit_list_over_key, _open_gop_h264, _open_gop_hevc,
-        _open_gop_hevc_mkv, _cut_open_gop_h264, _cut_open_gop_hevc, _variable_rate, _variable_rate_mkv, _avi_b_frames, _transport_stream,
-        _transport_mpeg2, _fragmented, _av1, _vp9, _vp8, _one_key_frame, _intra_refresh, _ten_bit_hevc, _ten_bit_h264,
-        _over_reported, _dropped, _truncated, _truncated_ts, _mjpeg, _ffv1, _elementary,
+        _open_gop_hevc_mkv, _cut_open_gop_h264, _cut_open_gop_hevc, _variable_rate, _variable_rate_mkv,
+        _avi_b_frames, _transport_stream, _transport_mpeg2, _fragmented, _av1, _vp9, _vp8, _one_key_frame,
+        _intra_refresh, _ten_bit_hevc, _ten_bit_h264, _over_reported, _dropped, _truncated, _truncated_ts, _mjpeg,
+        _ffv1, _elementary,
     )
 }  # fmt: skip
 WRITERS |= {f"rotated_{d}": lambda folder, d=d: _rotated(folder, d) for d in (90, 180, 270)}  # type: ignore[misc]
