@@ -1,4 +1,4 @@
-"""`python -m benchmarks pointcloud`: ours beside the peers, in turn, on real clouds."""
+"""`python -m benchmarks pointcloud|video`: ours beside the peers, in turn, on real data."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import harness, results, workloads
-from benchmarks.cases import CASES
+from benchmarks import harness, results
+from benchmarks.domains import DOMAINS, Domain
 from benchmarks.machine import conditions, device_name
+from benchmarks.workloads import Unavailable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the arguments ask for; 1 where a result was wrong or a competitor failed."""
-    options = _parser().parse_args(argv)
-    path = results.path_for(device_name(options.device))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((name for name in arguments if name in DOMAINS), None)
+    domain = DOMAINS[chosen or "pointcloud"]()
+    options = _parser(domain).parse_args(arguments)
+    path = results.path_for(device_name(options.device), options.domain)
     if options.markdown:
         print(results.markdown(results.read(path)))
         return 0
@@ -25,17 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = conditions(options.device)
     print(f"{where.device}; {where.cpu}; {where.versions}; commit {where.commit}; {rounds} rounds", flush=True)
     rows: list[results.Row] = []
-    for name in options.workload or (["nuscenes"] if options.quick else list(workloads.WORKLOADS)):
+    for name in options.workload or (domain.quick if options.quick else domain.workloads):
+        cases = [case for case in options.case or domain.cases if domain.runs(case, name)]
+        if not cases:
+            continue
         try:
-            work = workloads.load(name)
-        except workloads.Unavailable as missing:
+            work = domain.workloads[name]()
+        except Unavailable as missing:
             print(f"{name}: skipped, {missing}", flush=True)
             continue
-        print(f"\n{work.name}: {work.n_rows} voxels in {' x '.join(map(str, work.shape))}", flush=True)
-        for case in options.case or CASES:
+        print(f"\n{work.name}: {work.summary}", flush=True)
+        for case in cases:
             found: list[results.Row] = []
             with harness.torch_threads(max(settings.threads)):
-                for trial in CASES[case](work, settings):
+                for trial in domain.cases[case](work, settings):
                     found += harness.run(trial, settings, where)
                     print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
             print(f"\n{case}, {work.name}\n{results.table(found)}", flush=True)
@@ -47,13 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(row.status == "wrong" or row.status.startswith("failed") for row in rows))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(domain: Domain) -> argparse.ArgumentParser:
+    cases, workloads = domain.cases, domain.workloads
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("domain", choices=["pointcloud"])
-    parser.add_argument("--case", type=_names(CASES), help=f"of {', '.join(CASES)}, separated by commas; default all")
-    parser.add_argument(
-        "--workload", type=_names(workloads.WORKLOADS), help=f"of {', '.join(workloads.WORKLOADS)}; default all"
-    )
+    parser.add_argument("domain", choices=list(DOMAINS))
+    parser.add_argument("--case", type=_names(cases), help=f"of {', '.join(cases)}, separated by commas; default all")
+    parser.add_argument("--workload", type=_names(workloads), help=f"of {', '.join(workloads)}; default all")
     parser.add_argument("--dtype", type=_names(harness.DTYPES), default=("fp32", "bf16"), help="default fp32,bf16")
     parser.add_argument("--threads", type=_counts, default=(1, 2), help="of torch and ours; default 1,2")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each competitor, taken in turn; default 7")

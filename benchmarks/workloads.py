@@ -36,17 +36,9 @@ class Workload:
     def n_rows(self) -> int:
         return self.coords.shape[0]
 
-
-def load(name: str) -> Workload:
-    """The workload of that name.
-
-    Raises:
-        ValueError: no such workload.
-        Unavailable: its file is missing.
-    """
-    if name not in WORKLOADS:
-        raise ValueError(f"workload must be one of {', '.join(WORKLOADS)}, got {name!r}")
-    return WORKLOADS[name]()
+    @property
+    def summary(self) -> str:
+        return f"{self.n_rows} voxels in {' x '.join(map(str, self.shape))}"
 
 
 def voxelize(

@@ -26,7 +26,7 @@ def test_a_box_that_would_lose_border_cells_is_an_error() -> None:
 
 @pytest.mark.parametrize(("name", "rows"), [("benchmark-pc", 125_565), ("nuscenes", 17_885)])
 def test_real_clouds(data_dir: Path, name: str, rows: int) -> None:
-    work = workloads.load(name)
+    work = workloads.WORKLOADS[name]()
     assert work.coords.shape == (rows, 4) and work.coords.dtype == torch.int32
     assert len(work.coords.unique(dim=0)) == rows
     assert ((work.coords >= 0) & (work.coords < torch.tensor([1, *work.shape]))).all()
@@ -37,9 +37,4 @@ def test_real_clouds(data_dir: Path, name: str, rows: int) -> None:
 def test_a_missing_file_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRISPARSE_DATA", str(tmp_path))
     with pytest.raises(workloads.Unavailable, match=r"benchmark-pc\.npz \(TRISPARSE_DATA"):
-        workloads.load("benchmark-pc")
-
-
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="one of benchmark-pc, nuscenes, simulated, got 'kitti'"):
-        workloads.load("kitti")
+        workloads.benchmark_pc()

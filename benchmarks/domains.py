@@ -1,0 +1,48 @@
+"""The domains of the benchmark: which cases run on which workloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.harness import Settings, Trial
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What can be measured.
+
+    Attributes:
+        cases: each turns a workload and the settings into trials.
+        workloads: loaders; what they return has a `name` and a `summary`, and they raise Unavailable.
+        quick: workloads of a quick run.
+        only: the workloads of those cases that do not run on all.
+    """
+
+    cases: Mapping[str, Callable[[Any, Settings], Iterator[Trial]]]
+    workloads: Mapping[str, Callable[[], Any]]
+    quick: Sequence[str]
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def runs(self, case: str, workload: str) -> bool:
+        """Whether the case measures anything on the workload."""
+        return workload in self.only.get(case, self.workloads)
+
+
+def pointcloud() -> Domain:
+    """Sparse convolution on clouds."""
+    from benchmarks import workloads
+    from benchmarks.cases import CASES
+
+    return Domain(CASES, workloads.WORKLOADS, ("nuscenes",))
+
+
+def video() -> Domain:
+    """Decoding, temporal shift, skipping and recomputation on clips."""
+    from benchmarks import video as domain
+
+    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY)
+
+
+DOMAINS: dict[str, Callable[[], Domain]] = {"pointcloud": pointcloud, "video": video}
