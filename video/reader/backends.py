@@ -23,7 +23,10 @@ class Backend(Protocol):
     """What `VideoReader` needs of another library: RGB frames by number, verified against the index."""
 
     def read(self, indices: list[int]) -> Iterator[torch.Tensor]:
-        """Frames at `indices` (ascending, distinct) as uint8 [H, W, 3], rotation applied; VideoError where one would be wrong."""
+        """Frames at `indices` (ascending, distinct) as uint8 [H, W, 3], rotation applied.
+
+        VideoError where one would be wrong.
+        """
         ...
 
     def close(self) -> None:
@@ -40,6 +43,6 @@ def check_backend(name: str) -> None:
 
 
 def open_backend(name: str, index: FrameIndex, threads: int) -> Backend:
-    """The backend of that name for one file. Raises ImportError naming the extra, VideoError where it cannot be exact."""
+    """The backend of that name for one file; ImportError naming the extra, VideoError where it cannot be exact."""
     check_backend(name)
     return importlib.import_module(BACKENDS[name]).open_backend(index, threads)

@@ -56,6 +56,9 @@ def video_stream(container: av.container.InputContainer, source: str) -> av.vide
         if not stream.disposition & attached:
             if stream.codec_context is None:
                 raise VideoError(f"{source}: FFmpeg has no decoder for its video stream")
+            for other in container.streams:
+                if other is not stream and hasattr(other, "discard"):
+                    other.discard = av.stream.Discard.all  # packets of sound and text are not even read
             return stream
     found = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
     raise VideoError(f"{source}: expected a file with a video stream, got streams of type: {found}")

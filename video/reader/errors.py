@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class VideoError(ValueError):
-    """A video file or stream that cannot be read as asked: the text names the source, and the frame where one failed."""
+    """A video that cannot be read as asked: the text names the source, and the frame where one failed."""

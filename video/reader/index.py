@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from video.reader.container import check_file, import_av, open_container, set_threads, video_stream
+from video.reader.entry_points import starts_clean
 
 if TYPE_CHECKING:
     import av
@@ -69,6 +70,11 @@ class FrameIndex:
         """Row of `key_pts` of the last key frame at or before `pts`, -1 where there is none."""
         return int(np.searchsorted(self.key_pts, pts, side="right")) - 1
 
+    def find(self, pts: int) -> int:
+        """Number of the first frame with exactly this presentation time, -1 where there is none."""
+        row = int(np.searchsorted(self.pts, pts, side="left"))
+        return row if row < len(self.pts) and int(self.pts[row]) == pts else -1
+
     def index_at(self, seconds: float) -> int:
         """The frame on screen at `seconds` since frame 0: the last one that starts no later; ValueError outside."""
         if not math.isfinite(seconds):
@@ -116,6 +122,8 @@ class FrameIndex:
 
 # The bit of a VP8 packet's first byte that says whether it is shown (RFC 6386, 9.1): reference frames may be hidden.
 _VP8_SHOWN = 0x10
+# Bytes of a packet that hold what comes before its picture.
+_HEADERS = 8192
 
 
 class _Packet(NamedTuple):
@@ -129,19 +137,22 @@ class _Packet(NamedTuple):
 def _read_packets(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> tuple[list[_Packet], int | None]:
-    """Every packet of the stream in file order, and the first one that is damaged (their number if the file ends badly)."""
+    """Every packet of the stream in file order, and the first damaged one (their number if the file ends badly)."""
     av = import_av()
     packets: list[_Packet] = []
     damaged = None
-    vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata
     try:
         for packet in container.demux(stream):
             if not packet.size:
                 continue
             if packet.is_corrupt and damaged is None:
                 damaged = len(packets)
-            hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] & _VP8_SHOWN)
-            packets.append(_Packet(packet.pts, packet.dts, packet.size, packet.is_keyframe, hidden))
+            hidden = packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
+            key = packet.is_keyframe
+            if key and codec == "h264":
+                key = starts_clean(bytes(memoryview(packet)[:_HEADERS]), extradata)
+            packets.append(_Packet(packet.pts, packet.dts, packet.size, key, hidden))
     except (av.error.FFmpegError, OSError):
         damaged = len(packets) if damaged is None else damaged
     return packets, damaged

@@ -1,0 +1,139 @@
+"""From a decoded picture to tensors: luma, RGB, orientation, size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from video.reader.container import import_av
+
+if TYPE_CHECKING:
+    import av
+
+Size = tuple[int, int] | int | None
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How the stored picture is turned to be shown: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @property
+    def upright(self) -> bool:
+        """The stored picture is shown as it is."""
+        return not (self.transpose or self.flip_rows or self.flip_columns)
+
+    @property
+    def clockwise(self) -> int:
+        """Degrees by which the stored picture is turned clockwise: 0, 90, 180 or 270; mirrors count as 0 or 90."""
+        if self.transpose:
+            return 270 if self.flip_rows and not self.flip_columns else 90
+        return 180 if self.flip_rows and self.flip_columns else 0
+
+    def apply(self, picture: torch.Tensor) -> torch.Tensor:
+        """`picture` [H, W, ...] as shown, a fresh contiguous tensor unless upright."""
+        if self.upright:
+            return picture
+        turned = picture.transpose(0, 1) if self.transpose else picture
+        axes = [axis for axis, flip in ((0, self.flip_rows), (1, self.flip_columns)) if flip]
+        return (turned.flip(axes) if axes else turned).contiguous()
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """What the frame's display matrix says; turns that are not by quarters are left out."""
+        av = import_av()
+        data = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+        if data is None:
+            return UPRIGHT
+        a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+        unit = 1 << 16
+        if abs(a) == unit and abs(d) == unit and b == c == 0:
+            return cls(False, flip_rows=d < 0, flip_columns=a < 0)
+        if abs(b) == unit and abs(c) == unit and a == d == 0:
+            return cls(True, flip_rows=b < 0, flip_columns=c < 0)
+        return UPRIGHT
+
+
+UPRIGHT = Orientation()
+
+
+def shown_size(height: int, width: int, size: Size) -> tuple[int, int]:
+    """Height and width asked for by `size`: None as it is, an integer for the shorter side, or (height, width)."""
+    if size is None:
+        return height, width
+    if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        short = min(height, width)
+        return max(1, round(height * size / short)), max(1, round(width * size / short))
+    if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(s, (int, np.integer)) for s in size):
+        if min(size) < 1:
+            raise ValueError(f"size must be at least 1 by 1, got {tuple(size)}")
+        return int(size[0]), int(size[1])
+    raise ValueError(f"size must be None, an integer (shorter side) or (height, width), got {size!r}")
+
+
+def luma(frame: av.VideoFrame) -> torch.Tensor:
+    """Brightness as stored, uint8 [H, W]: shares the decoder's memory for 8-bit pictures, else a copy scaled to 8 bits.
+
+    Pictures stored as RGB have no such plane: theirs is computed.
+    """
+    form = frame.format
+    if form.is_rgb or not form.components or form.has_palette or form.is_bit_stream:
+        frame = frame.reformat(format="gray", threads=1)
+        form = frame.format
+    plane, bits = frame.planes[0], form.components[0].bits
+    if bits <= 8:
+        rows = np.frombuffer(plane, np.uint8).reshape(frame.height, -1)
+        step = 2 if form.name in ("yuyv422", "yvyu422", "uyvy422") else 1
+        first = 1 if form.name == "uyvy422" else 0
+        return torch.from_numpy(rows[:, first : first + frame.width * step : step])
+    words = np.frombuffer(plane, ">u2" if form.is_big_endian else "<u2").reshape(frame.height, -1)[:, : frame.width]
+    # These keep their bits at the top of each word.
+    shift = 8 if form.name[:4] in ("p010", "p012", "p016", "p210", "p212", "p216") else bits - 8
+    return torch.from_numpy((words >> shift).astype(np.uint8))
+
+
+def resize_rgb(picture: torch.Tensor, size: Size) -> torch.Tensor:
+    """`picture` uint8 [H, W, 3] at `size`, bilinear and antialiased."""
+    target = shown_size(picture.shape[0], picture.shape[1], size)
+    if target == tuple(picture.shape[:2]):
+        return picture
+    planes = picture.permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(planes, target, mode="bilinear", antialias=True, align_corners=False)
+    return small[0].permute(1, 2, 0).contiguous()
+
+
+class Converter:
+    """Turns decoded pictures into RGB; keeps FFmpeg's scaler between frames, which costs more to make than to use."""
+
+    def __init__(self) -> None:
+        self._scaler: Any = None
+
+    def rgb(self, frame: av.VideoFrame, size: Size, out: torch.Tensor | None = None) -> torch.Tensor:
+        """RGB as shown, uint8 [h, w, 3], written into `out` where that is given."""
+        orientation = Orientation.of(frame)
+        height, width = frame.height, frame.width
+        shown = (width, height) if orientation.transpose else (height, width)
+        target = shown_size(*shown, size)
+        if out is not None and tuple(out.shape) != (*target, 3):
+            raise ValueError(f"out must be uint8 [{target[0]}, {target[1]}, 3], got {list(out.shape)}")
+        stored = target[::-1] if orientation.transpose else target
+        picture = self._convert(frame, *stored)
+        if out is None:
+            return picture.clone() if orientation.upright else orientation.apply(picture)
+        return out.copy_(orientation.apply(picture))
+
+    def _convert(self, frame: av.VideoFrame, height: int, width: int) -> torch.Tensor:
+        """uint8 [h, w, 3] in FFmpeg's memory."""
+        if self._scaler is None:
+            self._scaler = import_av().video.reformatter.VideoReformatter()
+        rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+        rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
+        return torch.from_numpy(rows[:, : 3 * width].reshape(height, width, 3))
