@@ -79,9 +79,15 @@ class StreamState:
         """A state of its own memory."""
         return StreamState({name: tensor.clone() for name, tensor in self.tensors.items()}, self.frames.clone())
 
-    def to(self, *args: object, **kwargs: object) -> StreamState:
-        """As `Tensor.to`; integer and boolean tensors change device only, and `frames` stays where it is counted."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> StreamState:
+        """The state on another device, of another floating dtype, or both; `state.to(torch.bfloat16)` works too.
+
+        Integer and boolean tensors keep their dtype, and `frames` stays where it is counted.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         moved = {
             name: tensor.to(device, dtype if tensor.is_floating_point() else None)
             for name, tensor in self.tensors.items()
