@@ -1,4 +1,4 @@
-"""Whether decoding that starts at a key frame gives whole pictures at once; packets are looked at, nothing is decoded."""
+"""Whether decoding from a key frame on gives whole pictures at once; nothing is decoded to find out."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def _units(packet: bytes, extradata: bytes | None) -> Iterator[bytes]:
             yield packet[at + width : at + width + length]
             at += width + length
     else:
-        for part in packet.split(b"\0\0\1")[1:]:
-            yield part
+        yield from packet.split(b"\0\0\1")[1:]
 
 
 def _recovery_frames(payload: bytes) -> int | None:
