@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from video.models import TSM
 from video.shift import TemporalShift
 from video.state import StreamState
 from video.stream import LiveNetwork, RecentMean, Stream
@@ -37,10 +38,23 @@ def network(direction: str = "past", num_segments: int = 8, seed: int = 0) -> nn
     return nn.Sequential(*layers).eval()
 
 
+def tsm(backbone: str, width: float) -> TSM:
+    """With a head that gives logits of about 1: the published initialisation would hide errors in nearly zero."""
+    torch.manual_seed(0)
+    model = TSM(backbone, 7, direction="past", backbone_arguments={"width": width}).eval()
+    nn.init.normal_(model.new_fc.weight)
+    with torch.no_grad():
+        model.new_fc.weight /= model.frame_logits(clip(8, size=32, seed=9)[:, 0]).abs().max()
+    return model
+
+
 def clip(frames: int, streams: int = 1, size: int = 16, seed: int = 1) -> Tensor:
-    """[frames, streams, 3, size, size] with frames that resemble those before them."""
+    """[frames, streams, 3, size, size] of variance 1, each frame like the one before."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(frames, streams, 3, size, size, generator=generator).cumsum(0) / 8
+    noise = torch.randn(frames, streams, 3, size, size, generator=generator)
+    for before, frame in zip(noise[:-1], noise[1:], strict=True):
+        frame.mul_(0.6).add_(before, alpha=0.8)
+    return noise
 
 
 def run(stream: Stream, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState | None]:
@@ -109,6 +123,59 @@ def test_equals_the_clip_over_300_frames() -> None:
     # The shift matters: without its memory the answers are others.
     fresh = torch.stack([Stream(model).step(frame)[0][0] for frame in frames[1:]])
     assert (fresh - offline[1:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("backbone", "width", "frames"), [("resnet18", 64, 300), ("mobilenet_v2", 1.0, 300), ("resnet50", 16, 100)]
+)
+def test_tsm_equals_its_clip(backbone: str, width: float, frames: int) -> None:
+    model = tsm(backbone, width)
+    shown = clip(frames, size=32)
+    model.num_segments = frames
+    with torch.no_grad():
+        offline = model.frame_logits(shown[:, 0])
+        mean = model(shown[:, 0])
+    live, state = run(Stream(model), shown)
+    torch.testing.assert_close(live[:, 0], offline, rtol=0, atol=1e-5)
+    torch.testing.assert_close(live.mean(0), mean, rtol=0, atol=1e-5)
+    assert offline.abs().max() > 0.5
+    assert state is not None
+    assert len(state.tensors) == {"resnet18": 8, "mobilenet_v2": 10, "resnet50": 16}[backbone]
+
+
+def test_nothing_but_rounding_separates_tsm_from_its_clip() -> None:
+    model, shown = tsm("mobilenet_v2", 0.5).double(), clip(50, size=32).double()
+    model.num_segments = 50
+    with torch.no_grad():
+        offline = model.frame_logits(shown[:, 0])
+    torch.testing.assert_close(run(Stream(model), shown)[0][:, 0], offline, rtol=0, atol=1e-12)
+
+
+def test_tsm_streams_that_reset_in_the_middle() -> None:
+    model = tsm("resnet18", 16)
+    stream, shown = Stream(model), clip(24, streams=3, size=33)
+    _, state = run(stream, shown[:5])
+    assert state is not None
+    live, state = run(stream, shown[5:13], state.reset([0, 2]))
+    assert state is not None
+    later, _ = run(stream, shown[13:], state.reset(2))
+    for row, start in ((0, 5), (1, 0), (2, 13)):
+        model.num_segments = 24 - start
+        with torch.no_grad():
+            offline = model.frame_logits(shown[start:, row])
+        together = torch.cat([live, later])[-len(offline) :, row]
+        torch.testing.assert_close(together, offline[-len(together) :], rtol=0, atol=1e-5)
+
+
+def test_the_published_states_of_mobilenet() -> None:
+    shapes = list(LiveNetwork(tsm("mobilenet_v2", 1.0)).state_shapes((1, 3, 224, 224)).values())
+    assert shapes == [
+        (1, 3, 56, 56),
+        *[(1, 4, 28, 28)] * 2,
+        *[(1, 8, 14, 14)] * 3,
+        *[(1, 12, 14, 14)] * 2,
+        *[(1, 20, 7, 7)] * 2,
+    ]
 
 
 def test_channels_last_equals_contiguous(tmp_path: Path) -> None:
