@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from video.reader.container import import_av, open_container, set_threads, video_stream
@@ -38,22 +39,22 @@ class Decoder:
         self._container: av.container.InputContainer | None = None
         self._stream: Any = None
         self._pid = -1
-        self._reset()
+        self._wanted: set[int] = set()
+        self._wanted_until: int | None = None  # unreferenced pictures before this time may be left out
+        self._failure: Exception | None = None
+        self._forget_position()
 
-    def _reset(self) -> None:
+    def _forget_position(self) -> None:
         self._position = -1  # number of the last frame that came out
         self._last: av.VideoFrame | None = None
         self._ready: deque[av.VideoFrame] = deque()
         self._packets: Iterator[av.Packet] | None = None
         self._same_time = 0  # how many frames of the last frame's time came out
-        self._wanted: set[int] = set()
-        self._wanted_until: int | None = None  # unreferenced pictures before this time may be left out
-        self._failure: Exception | None = None
 
     def close(self) -> None:
         """Give back the file and the decoder's memory."""
         container, self._container, self._stream = self._container, None, None
-        self._reset()
+        self._forget_position()
         if container is not None:
             if self._pid == os.getpid():
                 container.close()
@@ -67,7 +68,7 @@ class Decoder:
         """
         for run in _ascending_runs(indices):
             if self._wanted_until is not None:
-                self._reset_position()  # an earlier plan stopped halfway: pictures that it left out are missing now
+                self._forget_position()  # an earlier plan stopped halfway: pictures that it left out are missing now
             pts = self.index.pts
             self._wanted, self._wanted_until = {int(pts[i]) for i in run}, int(pts[run[-1]])
             for i in run:
@@ -98,10 +99,6 @@ class Decoder:
             if found >= 0 and (self._skip != "nonkey" or frame.key_frame):
                 number = found if found > number else number + 1  # the second of two that share a time
                 yield number, frame
-
-    def _reset_position(self) -> None:
-        self._position, self._last, self._packets = -1, None, None
-        self._ready.clear()
 
     def _frame(self, i: int) -> av.VideoFrame:
         if self._pid != os.getpid():
@@ -143,31 +140,28 @@ class Decoder:
     def _seek(self, key: int) -> bool:
         """Start decoding at that key frame, -1 at the start of the file; False where the container lands behind it."""
         if key < 0:
-            self._close_keeping_plan()
+            self.close()
             container, stream = self._open()
             self._packets = container.demux(stream)
             return True
         av = import_av()
         container, stream = self._open()
-        self._reset_position()
-        self._same_time = 0
+        self._forget_position()
         pts, dts = int(self.index.key_pts[key]), int(self.index.key_dts[key])
-        try:
-            container.seek(dts, stream=stream)
-            packets = container.demux(stream)
-            for packet in packets:
+        # MP4 seeks by presentation time and would land a group too early for the decoding time, MPEG-TS the reverse.
+        for target in (pts, dts) if dts < pts else (pts,):
+            try:
+                container.seek(target, stream=stream)
+                packets = container.demux(stream)
                 # What lies before a key frame would decode into broken pictures.
-                if packet.is_keyframe and packet.size:
-                    break
-            else:
-                return False
-        except (av.error.FFmpegError, OSError) as error:
-            self._failure = error
-            return False
-        if packet.pts is None or packet.pts > pts:
-            return False
-        self._packets = _chain(packet, packets)
-        return True
+                packet = next((packet for packet in packets if packet.is_keyframe and packet.size), None)
+            except (av.error.FFmpegError, OSError) as error:
+                self._failure = error
+                continue
+            if packet is not None and packet.pts is not None and packet.pts <= pts:
+                self._packets = chain([packet], packets)
+                return True
+        return False
 
     def _decode_to(self, i: int) -> av.VideoFrame | None:
         """The frame with exactly the time of frame `i`, None where decoding passes it or ends."""
@@ -185,7 +179,7 @@ class Decoder:
             if frame.pts == t and self._same_time > rank:
                 self._position, self._last = i, frame
                 return frame
-        self._reset_position()
+        self._forget_position()
         return None
 
     def _frame_by_count(self, i: int) -> av.VideoFrame:
@@ -196,7 +190,7 @@ class Decoder:
             if self._position == i:
                 self._last = frame
                 return frame
-        self._reset_position()
+        self._forget_position()
         raise self._no_frame(i)
 
     def _frames(self) -> Iterator[av.VideoFrame]:
@@ -252,11 +246,6 @@ class Decoder:
                 self._stream.codec_context.options = {"flags2": "+export_mvs"}
         return self._container, self._stream
 
-    def _close_keeping_plan(self) -> None:
-        wanted, until = self._wanted, self._wanted_until
-        self.close()
-        self._wanted, self._wanted_until = wanted, until
-
     def _no_frame(self, i: int) -> VideoError:
         where = f"frame {i} of {len(self.index)} at {self.index.seconds(int(self.index.pts[i])):.3f} s"
         why = f": {self._failure}" if self._failure is not None else ""
@@ -265,11 +254,6 @@ class Decoder:
 
 # Decoders that came into a forked child from its parent; kept, because freeing one joins threads that do not exist.
 _ABANDONED: list[Any] = []
-
-
-def _chain(first: av.Packet, rest: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    yield first
-    yield from rest
 
 
 def _ascending_runs(indices: Sequence[int]) -> Iterator[list[int]]:
