@@ -1,18 +1,71 @@
-"""A convolution's update on the CPU."""
+"""A convolution's update on the CPU: the active pixels are listed, their windows multiplied row by row.
+
+No tile is gathered: the register tiles of `gather_gemm` read each tap's row of channels where it lies.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from common_kernels._windows import Window
-from common_kernels.conv_update import reference
+from common_kernels.conv_update import cpu_kernels, reference
+from common_kernels.conv_update.cpu_kernels import BLOCK, Spec
+from common_kernels.gather_gemm.cpu import pack_weight
+from common_kernels.reach.cpu import list_active, mask_spec
+from common_kernels.simd import HAS_BF16_DOT
+from common_kernels.threads import parallel_for
+
+_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3, "silu": 4}
+# Multiply-adds worth handing to another thread, which takes some 30 µs to begin.
+_GRAIN = 2_000_000
+# Inputs of a row of the window up to which its taps are multiplied as one: more do not fit the L1 cache with weights.
+_LONGEST_RUN = 96
+# Inputs of a window up to which all of it is put together as one row, in input channels.
+_FEWEST_CHANNELS = 4
+
+
+def dense_pays(c_in: int, c_out: int, taps: int, groups: int, dtype: torch.dtype, density: float) -> bool:
+    """Whether the library's dense convolution is faster than ours at a share `density` of active outputs.
+
+    A plain function of the layer, not a search: measured on one thread of a CPU with AVX-512.
+    """
+    return density > 0.9
 
 
 class Layer:
-    """One layer's weights, prepared."""
+    """One layer's packed weights, and per input size what the kernels need to know."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int, activation: str) -> None:
         self.weight, self.bias, self.window, self.groups, self.activation = weight, bias, window, groups, activation
+        self._half = weight.dtype == torch.bfloat16
+        self._c_out, c_group, kernel_y, kernel_x = weight.shape
+        self._c_in, self._taps = c_group * groups, kernel_y * kernel_x
+        self._macs = self._c_out * c_group * self._taps
+        self._dense_weight = weight.contiguous(memory_format=torch.channels_last)
+        self._dense_bias = None if bias is None else bias.to(weight.dtype)
+        self._depthwise = groups == self._c_in == self._c_out
+        self._sizes: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray, tuple[int, int, int]]] = {}
+        start = torch.zeros(self._c_out) if bias is None else bias.float().cpu()
+        if self._depthwise:
+            self._run, self._steps, self._columns, copies = (1, 1), 1, self._c_out, False
+            self._packed = weight.float().reshape(self._c_out, self._taps).T.contiguous().numpy()
+            self._start = start.contiguous().numpy()
+        else:
+            self._run = _run_of(window, c_group, groups)
+            inputs = self._run[0] * self._run[1] * c_group
+            copies = self._run[0] > 1 or (self._half and inputs % 2 == 1)
+            per_group = weight.view(groups, -1, c_group, kernel_y, kernel_x).permute(0, 3, 4, 2, 1)
+            runs = per_group.reshape(groups * self._taps * c_group // inputs, inputs, self._c_out // groups)
+            self._packed = pack_weight(runs)
+            self._steps, self._columns = self._packed.shape[1:]
+            self._start = np.zeros((groups, self._columns), np.float32)
+            self._start[:, : self._c_out // groups] = start.view(groups, -1).numpy()
+        self._copies = copies
+        self._zeros = np.zeros(max(self._c_in, self._steps), np.float32)
+        self._addresses = tuple(each.ctypes.data for each in (self._packed, self._start, self._zeros))
 
     def __call__(
         self,
@@ -24,16 +77,82 @@ class Layer:
         threshold: float,
         dense: bool | None,
     ) -> Tensor:
-        return reference.conv_update(
-            x,
-            changed,
-            self.weight,
-            self.bias,
-            out,
-            self.window,
-            self.groups,
-            residual,
-            also,
-            self.activation,
+        if self._half and not HAS_BF16_DOT:
+            return reference.conv_update(
+                x, changed, self.weight, self.bias, out, self.window, self.groups, residual, also, self.activation,
+                threshold,
+            )  # fmt: skip
+        size = (x.shape[0], x.shape[1], x.shape[2])
+        known = self._sizes.get(size)
+        if known is None:
+            known = self._sizes[size] = self._describe(*size)
+        spec, masks, shape = known
+        total = shape[0] * shape[1] * shape[2]
+        mask = torch.empty(shape, dtype=torch.bool)
+        listed = torch.empty(total + 1, dtype=torch.int32)
+        mask_at, listed_at = mask.data_ptr(), listed.data_ptr()
+        count = list_active(
+            mask_at,
+            0 if changed is None else changed.data_ptr(),
+            0 if also is None else also.data_ptr(),
+            masks,
+            listed_at,
+        )
+        if count == 0:
+            return mask
+        added = 0 if residual is None else residual.data_ptr()
+        if dense is None:
+            dense = dense_pays(self._c_in, self._c_out, self._taps, self.groups, x.dtype, count / total)
+        if dense:
+            sums = self._convolve(x)
+            parallel_for(
+                cpu_kernels.update_from_dense, count, 4096, sums.data_ptr(), added, out.data_ptr(), mask_at, listed_at,
+                count, spec, threshold,
+            )  # fmt: skip
+            return mask
+        parallel_for(
+            cpu_kernels.update_depthwise if self._depthwise else cpu_kernels.update_blocks,
+            -(-count // BLOCK),
+            max(1, _GRAIN // (BLOCK * self._macs)),
+            x.data_ptr(),
+            *self._addresses,
+            added,
+            out.data_ptr(),
+            mask_at,
+            listed_at,
+            count,
+            spec,
             threshold,
         )
+        return mask
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The library's sums [B, Ho, Wo, Cout], without residual and activation."""
+        window = self.window
+        with torch.no_grad():
+            planes = F.conv2d(
+                x.permute(0, 3, 1, 2), self._dense_weight, self._dense_bias, window.stride, window.padding,
+                window.dilation, self.groups,
+            )  # fmt: skip
+        return planes.permute(0, 2, 3, 1).contiguous()
+
+    def _describe(self, batch: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+        window = self.window
+        rows, cols = window.output_size(height, width)
+        spec = Spec(
+            height, width, rows, cols, *window.kernel, *window.stride, *window.padding, *window.dilation,
+            self._c_in, self._c_out, self.groups, int(self._half), _ACTIVATIONS[self.activation],
+            *self._run, self._steps, self._columns, int(self._copies),
+        )  # fmt: skip
+        return np.array(spec, np.int64), mask_spec(window, batch, height, width, rows, cols), (batch, rows, cols)
+
+
+def _run_of(window: Window, channels: int, groups: int) -> tuple[int, int]:
+    """Taps (vertical, horizontal) that are multiplied as one row of inputs."""
+    kernel_y, kernel_x = window.kernel
+    if channels <= _FEWEST_CHANNELS:
+        return kernel_y, kernel_x
+    # Neighbouring taps lie side by side in memory where no dilation and no other group's channels part them.
+    if window.dilation[1] == 1 and groups == 1 and kernel_x * channels <= _LONGEST_RUN:
+        return 1, kernel_x
+    return 1, 1

@@ -1,3 +1,124 @@
-"""A mask's reach on the CPU."""
+"""A mask's reach on the CPU: rows of the mask are merged, then shifted onto themselves, whole vectors of bytes at once."""
 
-from common_kernels.reach.reference import reach as reach
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, njit
+from numba.core import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from common_kernels._windows import Window
+
+
+def reach(changed: Tensor, window: Window) -> Tensor:
+    changed = changed.contiguous()
+    batch, height, width = changed.shape
+    rows, cols = window.output_size(height, width)
+    out = torch.empty(batch, rows, cols, dtype=torch.bool)
+    if out.numel() > 0:
+        spec = mask_spec(window, batch, height, width, rows, cols)
+        dilate(out.data_ptr(), changed.data_ptr(), 0, spec)
+    return out
+
+
+def mask_spec(window: Window, batch: int, height: int, width: int, rows: int, cols: int) -> np.ndarray:
+    """What `dilate` needs to know of a layer, as one array: a call from Python costs some 100 ns per argument."""
+    sizes = (batch, height, width, rows, cols)
+    return np.array((*sizes, *window.kernel, *window.stride, *window.padding, *window.dilation), np.int64)
+
+
+@intrinsic
+def _as_pointer(context: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), codegen
+
+
+@njit(nogil=True, cache=True)
+def bytes_at(address, n):
+    return carray(_as_pointer(address), (n,), np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def int32_at(address, n):
+    return carray(_as_pointer(address), (n,), np.int32)
+
+
+@njit(nogil=True, cache=True)
+def words_at(address, n):
+    return carray(_as_pointer(address), (n,), np.uint64)
+
+
+@njit(nogil=True, cache=True)
+def dilate(out, changed, also, spec):
+    """Address `out` [B, Ho, Wo] bytes = reach of `changed` [B, H, W] bytes (0: all true) or `also` (0: none)."""
+    batch, height, width, rows, cols = spec[0], spec[1], spec[2], spec[3], spec[4]
+    kernel_y, kernel_x, stride_y, stride_x = spec[5], spec[6], spec[7], spec[8]
+    pad_y, pad_x, dilation_y, dilation_x = spec[9], spec[10], spec[11], spec[12]
+    target = bytes_at(out, batch * rows * cols)
+    if changed == 0:
+        target[:] = 1
+        return
+    source = bytes_at(changed, batch * height * width)
+    room = max(pad_x + width, (cols - 1) * stride_x + dilation_x * (kernel_x - 1) + 1)
+    line = np.zeros(room, np.uint8)
+    middle = line[pad_x : pad_x + width]
+    for image in range(batch):
+        for y in range(rows):
+            middle[:] = 0
+            for ky in range(kernel_y):
+                at = y * stride_y - pad_y + ky * dilation_y
+                if 0 <= at < height:
+                    begin = (image * height + at) * width
+                    row = source[begin : begin + width]
+                    for i in range(width):
+                        middle[i] |= row[i]
+            begin = (image * rows + y) * cols
+            done = target[begin : begin + cols]
+            done[:] = 0
+            for kx in range(kernel_x):
+                shifted = line[kx * dilation_x :]
+                if stride_x == 1:
+                    for i in range(cols):
+                        done[i] |= shifted[i]
+                else:
+                    for i in range(cols):
+                        done[i] |= shifted[i * stride_x]
+    if also:
+        more = bytes_at(also, batch * rows * cols)
+        for i in range(len(target)):
+            target[i] |= more[i]
+
+
+@njit(nogil=True, cache=True)
+def list_true(mask, n, found):
+    """Write the places of n bytes that are 1, ascending, as int32 to `found` (room for n); returns how many.
+
+    mask is an address that 8 divides, as torch allocates them.
+    """
+    flags, listed = bytes_at(mask, n), int32_at(found, n)
+    words = words_at(mask, n // 8)
+    count = 0
+    for w in range(n // 8):
+        if words[w] != 0:
+            for i in range(8 * w, 8 * w + 8):
+                # Without a branch: written to the next free place, and kept there if the flag is set.
+                listed[count] = i
+                count += flags[i]
+    for i in range(n // 8 * 8, n):
+        if flags[i] != 0:
+            listed[count] = i
+            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def list_active(out, changed, also, spec, found):
+    """`dilate`, then `list_true` of the result."""
+    dilate(out, changed, also, spec)
+    return list_true(out, spec[0] * spec[3] * spec[4], found)

@@ -1,0 +1,261 @@
+"""Blocks of listed output pixels: addresses of the rows that their taps read, register tiles of SIMD, compare, write."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, settle_row, silu_row, widen_row
+from common_kernels.gather_gemm.cpu import TALLEST, _multiply_rows
+from common_kernels.reach.cpu import bytes_at, int32_at
+from common_kernels.simd import HAS_BF16_DOT, LANES, add_row, add_row_bf16, copy_row, round_row_bf16
+
+# Pixels of a block: whole register tiles of every height (6, 8 and 12 rows), sums that stay in the L2 cache.
+BLOCK = 96
+
+
+class Spec(NamedTuple):
+    """What a layer is, as integers that reach the kernels in one array. Offsets and pitches are in bytes."""
+
+    height: int
+    width: int
+    rows: int
+    cols: int
+    kernel_y: int
+    kernel_x: int
+    stride_y: int
+    stride_x: int
+    pad_y: int
+    pad_x: int
+    dilation_y: int
+    dilation_x: int
+    c_in: int
+    c_out: int
+    groups: int
+    half: int  # bf16 instead of fp32
+    activation: int
+    # Taps multiplied at once, as one row: 1, a row of the window, or all of them.
+    run_y: int
+    run_x: int
+    steps: int
+    columns: int  # of one group, padded to whole vectors
+    copies: int  # a run is never read where it lies
+
+
+(_HEIGHT, _WIDTH, _ROWS, _COLS, _KERNEL_Y, _KERNEL_X, _STRIDE_Y, _STRIDE_X, _PAD_Y, _PAD_X, _DILATION_Y) = range(11)
+(_DILATION_X, _C_IN, _C_OUT, _GROUPS, _HALF, _ACTIVATION, _RUN_Y, _RUN_X, _STEPS, _COLUMNS, _COPIES) = range(11, 22)
+
+NONE, RELU, RELU6, HARDSWISH, SILU = range(5)
+
+_depthwise_9, _depthwise_9_half = depthwise_rows(9, LANES, False), depthwise_rows(9, LANES, True)
+_depthwise_25, _depthwise_25_half = depthwise_rows(25, LANES, False), depthwise_rows(25, LANES, True)
+_depthwise_any, _depthwise_any_half = depthwise_rows(0, LANES, False), depthwise_rows(0, LANES, True)
+_depthwise_lane, _depthwise_lane_half = depthwise_rows(0, 1, False), depthwise_rows(0, 1, True)
+settle, settle_half = settle_row(False), settle_row(True)
+
+
+@njit(nogil=True, cache=True)
+def _finish(sums, row, residual, out, mask, c_out, half, activation, threshold):
+    """Sums of output pixel `row`, fp32 at an address, to its kept value where they differ; the mask says where."""
+    pitch = (2 if half else 4) * c_out
+    if residual:
+        if half:
+            add_row_bf16(sums, residual + row * pitch, c_out)
+        else:
+            add_row(sums, residual + row * pitch, c_out)
+    low, high = np.float32(-np.inf), np.float32(np.inf)
+    if activation == HARDSWISH:
+        hardswish_row(sums, sums, c_out)
+    elif activation == SILU:
+        silu_row(sums, sums, c_out)
+    elif activation != NONE:
+        low = np.float32(0)
+        if activation == RELU6:
+            high = np.float32(6)
+    kept = out + row * pitch
+    if half:
+        moved = settle_half(sums, kept, c_out, low, high, threshold)
+        if moved:
+            round_row_bf16(kept, sums, c_out)
+    else:
+        moved = settle(sums, kept, c_out, low, high, threshold)
+        if moved:
+            copy_row(kept, sums, c_out)
+    mask[row] = moved
+
+
+@njit(nogil=True, cache=True)
+def _corners(listed, first, n, spec, image, top, left):
+    """The image and the upper left input pixel of n listed outputs."""
+    pixels = spec[_ROWS] * spec[_COLS]
+    for r in range(n):
+        row = np.int64(listed[first + r])
+        image[r] = row // pixels
+        rest = row % pixels
+        top[r] = rest // spec[_COLS] * spec[_STRIDE_Y] - spec[_PAD_Y]
+        left[r] = rest % spec[_COLS] * spec[_STRIDE_X] - spec[_PAD_X]
+
+
+@njit(nogil=True, cache=True)
+def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spec, threshold, begin, end):
+    """Blocks [begin, end) of the `count` listed pixels. All but spec and the numbers are addresses.
+
+    packed: [groups, runs, steps, columns] words as `gather_gemm`'s; start: [groups, columns] fp32 sums to begin with;
+    zeros: as many as a run has inputs, for the taps outside the image.
+    """
+    height, width, c_in, c_out, groups = spec[_HEIGHT], spec[_WIDTH], spec[_C_IN], spec[_C_OUT], spec[_GROUPS]
+    kernel_y, kernel_x, run_y, run_x = spec[_KERNEL_Y], spec[_KERNEL_X], spec[_RUN_Y], spec[_RUN_X]
+    dilation_y, dilation_x, steps, columns = spec[_DILATION_Y], spec[_DILATION_X], spec[_STEPS], spec[_COLUMNS]
+    half, copies = spec[_HALF] != 0, spec[_COPIES] != 0
+    size = 2 if half else 4
+    pitch, taken = size * c_in, size * (c_in // groups)
+    runs = (kernel_y // run_y) * (kernel_x // run_x)
+    height_of = min(BLOCK, count - begin * BLOCK)
+    sums = np.empty((height_of + 1, groups * columns), np.float32)  # the last row takes what fills up register tiles
+    stride = 4 * groups * columns
+    acc, src = np.empty(BLOCK + TALLEST, np.int64), np.empty(BLOCK + TALLEST, np.int64)
+    image, top, left = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    # Room for runs that reach over the edge of the image, and are put together tap by tap.
+    single = run_x * run_y == 1
+    patch = np.empty((0 if single and not copies else height_of, 4 * steps), np.uint8)
+    base, listed, flags = np.int64(sums.ctypes.data), int32_at(rows, count), bytes_at(mask, 1 << 40)
+    pieces = np.int64(patch.ctypes.data)
+    for block in range(begin, end):
+        first = block * BLOCK
+        n = min(BLOCK, count - first)
+        _corners(listed, first, n, spec, image, top, left)
+        for r in range(n):
+            copy_row(base + r * stride, start, groups * columns)
+        for group in range(groups):
+            for r in range(n):
+                acc[r] = base + r * stride + 4 * group * columns
+            for r in range(n, n + TALLEST):
+                acc[r] = base + height_of * stride
+                src[r] = zeros
+            for run in range(runs):
+                ky = run // (kernel_x // run_x) * run_y
+                kx = run % (kernel_x // run_x) * run_x
+                for r in range(n):
+                    y, z = top[r] + ky * dilation_y, left[r] + kx * dilation_x
+                    here = x + ((image[r] * height + y) * width + z) * pitch + group * taken
+                    if single and not copies:
+                        inside = (0 <= y) & (y < height) & (0 <= z) & (z < width)
+                        src[r] = here if inside else zeros
+                    elif run_y == 1 and (y < 0 or y >= height):
+                        src[r] = zeros
+                    elif not copies and 0 <= z and z + run_x <= width:
+                        src[r] = here
+                    else:
+                        src[r] = pieces + r * 4 * steps
+                        _put_together(r, patch, x, image[r], y, z, spec, size, group * taken)
+                w = packed + (group * runs + run) * steps * columns * 4
+                _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
+        for r in range(n):
+            row_sums = base + r * stride
+            if columns * groups != c_out:
+                for group in range(1, groups):
+                    copy_row(row_sums + 4 * group * (c_out // groups), row_sums + 4 * group * columns, c_out // groups)
+            _finish(
+                row_sums, np.int64(listed[first + r]), residual, out, flags, c_out, half, spec[_ACTIVATION], threshold
+            )
+
+
+@njit(nogil=True, cache=True)
+def _put_together(r, patch, x, image, y, z, spec, size, offset):
+    """The run of taps from input pixel (y, z) on, as one row, with zeros outside the image and after the end."""
+    height, width, run_y, run_x = spec[_HEIGHT], spec[_WIDTH], spec[_RUN_Y], spec[_RUN_X]
+    pitch, taken = size * spec[_C_IN], size * (spec[_C_IN] // spec[_GROUPS])
+    row, at = patch[r], 0
+    for ky in range(run_y):
+        inside_y = 0 <= y + ky * spec[_DILATION_Y] < height
+        for kx in range(run_x):
+            column = z + kx * spec[_DILATION_X]
+            if inside_y and 0 <= column < width:
+                source = x + ((image * height + y + ky * spec[_DILATION_Y]) * width + column) * pitch + offset
+                from_x = bytes_at(source, taken)
+                for i in range(taken):
+                    row[at + i] = from_x[i]
+            else:
+                for i in range(taken):
+                    row[at + i] = 0
+            at += taken
+    for i in range(at, row.shape[0]):
+        row[i] = 0
+
+
+@njit(nogil=True, cache=True)
+def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, spec, threshold, begin, end):
+    """As `update_blocks` for one input channel per output channel; packed is [taps, C] fp32, start [C]."""
+    height, width, channels = spec[_HEIGHT], spec[_WIDTH], spec[_C_OUT]
+    kernel_y, kernel_x = spec[_KERNEL_Y], spec[_KERNEL_X]
+    half = spec[_HALF] != 0
+    size, taps = 2 if half else 4, kernel_y * kernel_x
+    pitch, stride = size * channels, 4 * channels
+    height_of = min(BLOCK, count - begin * BLOCK)
+    sums = np.empty((height_of, channels), np.float32)
+    table = np.empty((height_of, taps), np.int64)
+    image, top, left = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    base, entries = np.int64(sums.ctypes.data), np.int64(table.ctypes.data)
+    listed, flags = int32_at(rows, count), bytes_at(mask, 1 << 40)
+    for block in range(begin, end):
+        first = block * BLOCK
+        n = min(BLOCK, count - first)
+        _corners(listed, first, n, spec, image, top, left)
+        for r in range(n):
+            for ky in range(kernel_y):
+                y = top[r] + ky * spec[_DILATION_Y]
+                inside_y = (0 <= y) & (y < height)
+                line = x + (image[r] * height + y) * width * pitch
+                for kx in range(kernel_x):
+                    z = left[r] + kx * spec[_DILATION_X]
+                    table[r, ky * kernel_x + kx] = line + z * pitch if inside_y & (0 <= z) & (z < width) else zeros
+        if channels < LANES:
+            for c in range(channels):
+                to, from_w, begins = base + 4 * c, packed + 4 * c, start + 4 * c
+                if half:
+                    _depthwise_lane_half(to, stride, entries, 2 * c, from_w, stride, begins, taps, n)
+                else:
+                    _depthwise_lane(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
+        else:
+            for vector in range(-(-channels // LANES)):
+                # The last vector overlaps the one before: the channels of both get the same sums twice.
+                c = min(vector * LANES, channels - LANES)
+                to, from_w, begins = base + 4 * c, packed + 4 * c, start + 4 * c
+                if half:
+                    if taps == 9:
+                        _depthwise_9_half(to, stride, entries, 2 * c, from_w, stride, begins, taps, n)
+                    elif taps == 25:
+                        _depthwise_25_half(to, stride, entries, 2 * c, from_w, stride, begins, taps, n)
+                    else:
+                        _depthwise_any_half(to, stride, entries, 2 * c, from_w, stride, begins, taps, n)
+                elif taps == 9:
+                    _depthwise_9(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
+                elif taps == 25:
+                    _depthwise_25(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
+                else:
+                    _depthwise_any(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
+        for r in range(n):
+            row = np.int64(listed[first + r])
+            _finish(base + r * stride, row, residual, out, flags, channels, half, spec[_ACTIVATION], threshold)
+
+
+@njit(nogil=True, cache=True)
+def update_from_dense(dense, residual, out, mask, rows, count, spec, threshold, begin, end):
+    """Listed pixels [begin, end) from the sums of a dense convolution, of the layer's dtype."""
+    c_out, half = spec[_C_OUT], spec[_HALF] != 0
+    pitch = (2 if half else 4) * c_out
+    sums = np.empty(c_out, np.float32)
+    listed, flags = int32_at(rows, count), bytes_at(mask, 1 << 40)
+    base = np.int64(sums.ctypes.data)
+    for i in range(begin, end):
+        row = np.int64(listed[i])
+        if half:
+            widen_row(base, dense + row * pitch, c_out)
+        else:
+            copy_row(base, dense + row * pitch, c_out)
+        _finish(base, row, residual, out, flags, c_out, half, spec[_ACTIVATION], threshold)
+
+
+SUPPORTS_BF16 = HAS_BF16_DOT
