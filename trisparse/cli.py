@@ -129,7 +129,13 @@ def models(debug: Debug = False) -> None:
             arguments = ", ".join(f"{key}={value}" for key, value in card.arguments.items())
             print(f"  network   {card.architecture}({arguments})")
             print(f"  classes   {', '.join(card.class_names)}")
-            print(f"  voxels    {card.voxel_size:g} m")
+            if hasattr(card, "voxel_size"):
+                print(f"  voxels    {card.voxel_size:g} m")
+            if hasattr(card, "num_segments"):
+                clip = f", clips of {card.num_segments}" if card.num_segments > 1 else ""
+                print(f"  frames    {card.size} x {card.size}{clip}")
+            if "accuracy" in card.results:
+                print(f"  held out  accuracy {card.results['accuracy']:.3f}")
             if "mean_iou" in card.results:
                 sweeps = card.results.get("sweeps", "unknown")
                 print(f"  held out  mean IoU {card.results['mean_iou']:.3f}, sweeps: {sweeps}")

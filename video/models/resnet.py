@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 EXPANSION = 4
+MAX_BLOCKS = 1000
 # Block kind and blocks of the four stages.
 DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -95,8 +96,8 @@ class ResNet(nn.Module):
             raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
         kind, published = DEPTHS[depth]
         layers = published if layers is None else tuple(layers)
-        if len(layers) != 4 or min(layers) < 1:
-            raise ValueError(f"layers must be the blocks of four stages, at least 1 each, got {list(layers)}")
+        if len(layers) != 4 or min(layers) < 1 or max(layers) > MAX_BLOCKS:
+            raise ValueError(f"layers must be the blocks of four stages, 1 to {MAX_BLOCKS} each, got {list(layers)}")
         if min(num_classes, width, groups, group_width, in_channels) < 1:
             raise ValueError(
                 "num_classes, width, groups, group_width and in_channels must be at least 1, got "

@@ -32,6 +32,10 @@ class TSM(nn.Module):
         dropout: before the classifier.
         shift: False for the same network without shift.
         backbone_arguments: of `models.create`, where the backbone is a name.
+
+    Attributes:
+        arguments: those above, where the backbone is a name; otherwise None.
+        insertion: where the shifts are; None without shift.
     """
 
     def __init__(
@@ -50,8 +54,22 @@ class TSM(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         check_shift(num_segments, fold_div, direction)
+        self.arguments: dict[str, Any] | None = None
         if isinstance(backbone, str):
+            self.arguments = dict(
+                backbone=backbone,
+                num_classes=num_classes,
+                num_segments=num_segments,
+                fold_div=fold_div,
+                direction=direction,
+                place=place,
+                dropout=dropout,
+                shift=shift,
+                backbone_arguments=dict(backbone_arguments or {}),
+            )
             backbone = create(backbone, **{"num_classes": 1, **(backbone_arguments or {})})
+        elif not isinstance(backbone, nn.Module):
+            raise ValueError(f"backbone must be a name or a torch.nn.Module, got {type(backbone).__name__}")
         elif backbone_arguments:
             raise ValueError("backbone_arguments must be left out where backbone is a network")
         self.num_classes = num_classes

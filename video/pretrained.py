@@ -1,0 +1,232 @@
+"""Networks with weights: those in this package, files in the same format, and the checkpoints of other projects."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from video.checkpoints import load_checkpoint, read_state_dict
+from video.models import TSM, MobileNetV2, ProxylessNAS, ResNet
+from video.models.proxyless import arguments_of
+
+WEIGHTS = Path(__file__).parent / "weights"
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "TSM": TSM,
+    "ResNet": ResNet,
+    "MobileNetV2": MobileNetV2,
+    "ProxylessNAS": ProxylessNAS,
+}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# The small networks of once-for-all's authors take -1 to 1: only so do the running statistics fit to photographs.
+PROXYLESS_MEAN = PROXYLESS_STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file says of itself.
+
+    Attributes:
+        description: what it is for, in a sentence.
+        architecture: name of the network class.
+        arguments: its arguments.
+        class_names: meaning of the logits.
+        size: side of the square frames that it was trained on, pixels.
+        mean: of red, green and blue in 0 to 1, to be subtracted.
+        std: of the same, to be divided by.
+        num_segments: frames of a clip; 1 for networks of single frames.
+        recipe: how it was trained.
+        results: what was measured on held-out data.
+    """
+
+    description: str
+    architecture: str
+    arguments: dict[str, Any]
+    class_names: tuple[str, ...]
+    size: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    num_segments: int = 1
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The network without its weights."""
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+        return ARCHITECTURES[self.architecture](**self.arguments)
+
+
+def list_pretrained() -> list[str]:
+    """Names that `load_pretrained` knows."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
+    """A network with its weights, in evaluation mode, its ModelCard as attribute `card`.
+
+    Args:
+        name_or_path: a name of `list_pretrained()`, a `.safetensors` file written by `save_pretrained`, a checkpoint
+            that `load_checkpoint` reads without further arguments, or the weights of a ProxylessNAS network.
+
+    Raises:
+        ValueError: an unknown name, or a file that is none of these or whose tensors do not fit its card.
+        OSError: the file cannot be read.
+    """
+    path = WEIGHTS / f"{name_or_path}.safetensors"
+    if str(name_or_path) not in list_pretrained():
+        path = Path(name_or_path)
+        if not path.is_file():
+            close = difflib.get_close_matches(str(name_or_path), list_pretrained())
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(
+                f"name_or_path must be a file or one of {', '.join(list_pretrained()) or '(none)'}, "
+                f"got {str(name_or_path)!r}{hint}"
+            )
+    card = _read_card(path) if path.suffix == ".safetensors" else None
+    if card is None:
+        return _load_foreign(path)
+    model = _build(path, card)
+    model.load_state_dict(_fitting(path, read_state_dict(path), model), assign=True)
+    model.card = card  # type: ignore[assignment]
+    return model.eval()
+
+
+def save_pretrained(model: nn.Module, path: str | os.PathLike[str], card: ModelCard | None = None) -> None:
+    """Write weights and card; matrices in fp16, everything else as it is. The file appears whole or not at all.
+
+    Args:
+        card: by default the one the model carries as attribute `card`.
+
+    Raises:
+        ValueError: a model without card, or a weight beyond the range of fp16.
+    """
+    card = getattr(model, "card", None) if card is None else card
+    if not isinstance(card, ModelCard):
+        raise ValueError(f"card must be a ModelCard, here or as the model's attribute, got {type(card).__name__}")
+    state = {}
+    for key, value in model.state_dict().items():
+        value = value.detach().cpu()
+        if value.ndim > 1 and value.is_floating_point():
+            limit = torch.finfo(torch.float16).max
+            if value.numel() and not float(value.abs().max()) <= limit:
+                raise ValueError(f"{key} must be finite and within ±{limit:g}, the range of fp16, to be saved")
+            value = value.half()
+        state[key] = value.contiguous()
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        save_file(state, partial, metadata={"card": json.dumps(asdict(card))})
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def round_like_saved(model: nn.Module) -> None:
+    """Round the parameters as `save_pretrained` does, so that what is measured is what is shipped."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half().to(parameter.dtype))
+
+
+def _load_foreign(path: Path) -> nn.Module:
+    """A network from another project's file, with a card that says what is known of it."""
+    state = read_state_dict(path)
+    if any(".mobile_inverted_conv." in key for key in state):
+        arguments = arguments_of(state)
+        named = re.search(r"-r(\d{2,4})[_.-]", path.name)
+        card = ModelCard(
+            description=f"Classifies single frames; ProxylessNAS network from {path.name}",
+            architecture="ProxylessNAS",
+            arguments=arguments,
+            class_names=_numbered(arguments["num_classes"]),
+            size=int(named[1]) if named else 224,
+            mean=PROXYLESS_MEAN,
+            std=PROXYLESS_STD,
+        )
+        model = _build(path, card)
+        model.load_state_dict(_fitting(path, state, model), assign=True)
+    else:
+        tsm = load_checkpoint(path)
+        card = ModelCard(
+            description=f"Classifies {'clips' if tsm.num_segments > 1 else 'single frames'}; weights from {path.name}",
+            architecture="TSM",
+            arguments=tsm.arguments or {},
+            class_names=_numbered(tsm.num_classes),
+            num_segments=tsm.num_segments,
+        )
+        model = tsm
+    model.card = card  # type: ignore[assignment]
+    return model.eval()
+
+
+def _numbered(n: int) -> tuple[str, ...]:
+    """Names of classes that the file does not name."""
+    return tuple(f"class {i}" for i in range(n))
+
+
+def _build(path: Path, card: ModelCard) -> nn.Module:
+    """The card's network, without memory: it must be what the file holds before any of it is allocated."""
+    try:
+        with torch.device("meta"):
+            return card.build()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: no {card.architecture} can be built from its card: {error}") from error
+
+
+def _read_card(path: Path) -> ModelCard | None:
+    """The card in a safetensors file; None where there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if "card" not in metadata:
+        return None
+    try:
+        stated = json.loads(metadata["card"])
+        tuples = {key: tuple(stated[key]) for key in ("class_names", "mean", "std") if key in stated}
+        card = ModelCard(**{**stated, **tuples})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: its model card cannot be read: {error}") from error
+    texts = (card.description, card.architecture, *card.class_names)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(card.arguments, dict):
+        raise ValueError(f"{path}: its model card cannot be read: a field is of another type than ModelCard's")
+    for name in ("size", "num_segments"):
+        value = getattr(card, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {name} in its card must be a whole number of at least 1, got {value!r}")
+    for name in ("mean", "std"):
+        values = getattr(card, name)
+        if not values or not all(_is_number(v) and (v > 0 or name == "mean") for v in values):
+            raise ValueError(f"{path}: {name} in its card must be finite numbers, std above 0, got {list(values)!r}")
+    return card
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fitting(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors in the network's dtypes and of their own memory, if they are its tensors."""
+    expected = model.state_dict()
+    for what, keys in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
+        if keys:
+            raise ValueError(f"{path} {what} {len(keys)} tensors, {min(keys)!r} first: it does not fit its card")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise ValueError(f"{path}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
+    # Copies: a tensor that stays mapped would change, or kill the process, with the file.
+    return {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
