@@ -14,8 +14,8 @@ from video.reader.index import FrameIndex
 # Module of each backend; it holds `open_backend(index, threads) -> Backend`.
 BACKENDS = {
     "pyav": "video.reader.decoder",
-    "torchcodec": "video.reader.torchcodec",
-    "decord": "video.reader.decord",
+    "torchcodec": "video.reader.torchcodec_backend",
+    "decord": "video.reader.decord_backend",
 }
 
 

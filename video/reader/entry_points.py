@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+# Bytes of a packet that hold what comes before its picture.
+HEADER_BYTES = 8192
 _SEI, _IDR = 6, 5
 _RECOVERY_POINT = 6
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from video.reader.container import check_file, import_av, open_container, set_threads, video_stream
-from video.reader.entry_points import starts_clean
+from video.reader.entry_points import HEADER_BYTES, starts_clean
 
 if TYPE_CHECKING:
     import av
@@ -57,10 +58,10 @@ class FrameIndex:
         """Presentation time of frame 0, 0 for a file without frames: seconds count from here."""
         return int(self.pts[0]) if len(self.pts) else 0
 
-    @property
+    @cached_property
     def times(self) -> np.ndarray:
         """Seconds of every frame since frame 0, float64 [N]."""
-        return (self.pts - self.start) * float(self.time_base)
+        return (self.pts - self.start) * self.time_base.numerator / self.time_base.denominator
 
     def seconds(self, pts: int) -> float:
         """Seconds since frame 0 of a presentation time."""
@@ -122,8 +123,6 @@ class FrameIndex:
 
 # The bit of a VP8 packet's first byte that says whether it is shown (RFC 6386, 9.1): reference frames may be hidden.
 _VP8_SHOWN = 0x10
-# Bytes of a packet that hold what comes before its picture.
-_HEADERS = 8192
 
 
 class _Packet(NamedTuple):
@@ -151,7 +150,7 @@ def _read_packets(
             hidden = packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN)
             key = packet.is_keyframe
             if key and codec == "h264":
-                key = starts_clean(bytes(memoryview(packet)[:_HEADERS]), extradata)
+                key = starts_clean(bytes(memoryview(packet)[:HEADER_BYTES]), extradata)
             packets.append(_Packet(packet.pts, packet.dts, packet.size, key, hidden))
     except (av.error.FFmpegError, OSError):
         damaged = len(packets) if damaged is None else damaged
