@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common_kernels._checks import describe
+from common_kernels.channel_shift import channel_shift, reference
 from video import live
 
 DIRECTIONS = ("both", "past")
@@ -27,16 +28,17 @@ def temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8, direction: s
     if x.ndim != 4 or x.shape[0] % num_segments:
         raise ValueError(f"x must be [N * {num_segments}, C, H, W] (num_segments={num_segments}), got {describe(x)}")
     fold = x.shape[1] // fold_div
-    frames = x.unflatten(0, (-1, num_segments))  # [N, T, C, H, W]
-    out = torch.zeros_like(frames)
-    if direction == "both":
-        out[:, :-1, :fold] = frames[:, 1:, :fold]
-        out[:, 1:, fold : 2 * fold] = frames[:, :-1, fold : 2 * fold]
-        out[:, :, 2 * fold :] = frames[:, :, 2 * fold :]
-    else:
-        out[:, 1:, :fold] = frames[:, :-1, :fold]
-        out[:, :, fold:] = frames[:, :, fold:]
-    return out.flatten(0, 1)
+    groups = [(fold, 1), (fold, -1)] if direction == "both" else [(fold, -1)]
+    if exporting():
+        return reference.channel_shift(x, num_segments, [n for n, _ in groups], [offset for _, offset in groups])
+    return channel_shift(x, num_segments, groups)
+
+
+def exporting() -> bool:
+    """Whether torch is writing the network down for a program that has none of our operators."""
+    # torch 2.6 has no is_exporting.
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def check_shift(num_segments: int, fold_div: int, direction: str) -> None:

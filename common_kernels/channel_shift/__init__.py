@@ -1,0 +1,82 @@
+"""Groups of channels read from another row of the same segment; the other channels stay."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from common_kernels._checks import describe
+from common_kernels.channel_shift import reference
+
+
+def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> Tensor:
+    """`out[i, c] = x[i + offset(c), c]` within segments of `length` rows; zero where the segment has no such row.
+
+    Differentiable; the backward is the same operator with the offsets reversed. Bits are moved, never computed.
+
+    Args:
+        x: [N, C, ...], any dtype, N a multiple of length. Both orders of memory are served as they lie: channels
+            outside (contiguous) and channels innermost (channels_last).
+        groups: (channels, offset) of consecutive groups from channel 0 on; the channels after the last one stay.
+
+    Returns:
+        A new tensor of the shape, dtype and memory order of x.
+
+    Raises:
+        ValueError: a wrong shape, length or group.
+    """
+    channels, offsets = check_groups(x, length, groups)
+    return torch.ops.trisparse.channel_shift(x, length, channels, offsets)
+
+
+def check_groups(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """The groups' channels and their offsets; raises unless they describe a shift of x [N, C, ...]."""
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    if x.ndim < 2 or x.shape[0] % length:
+        raise ValueError(f"x must be [N, C, ...] with N a multiple of length={length}, got {describe(x)}")
+    channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
+    if any(n < 0 for n in channels) or sum(channels) > x.shape[1]:
+        raise ValueError(f"groups must be (channels, offset) of at most {x.shape[1]} channels in all, got {groups}")
+    return channels, offsets
+
+
+# Not custom_op, whose boundary costs as much as shifting a small frame.
+_NAME = "trisparse::channel_shift"
+torch.library.define(_NAME, "(Tensor x, SymInt length, SymInt[] channels, SymInt[] offsets) -> Tensor")
+
+
+@torch.library.impl(_NAME, "CompositeExplicitAutograd")
+def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    return torch.empty_like(x).copy_(reference.channel_shift(x, length, channels, offsets))
+
+
+@torch.library.impl(_NAME, "cpu")
+def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    from common_kernels.channel_shift import cpu
+
+    return cpu.channel_shift(x, length, channels, offsets)
+
+
+@torch.library.impl(_NAME, "cuda")
+def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    from common_kernels.channel_shift import gpu
+
+    return gpu.channel_shift(x, length, channels, offsets)
+
+
+@torch.library.register_fake(_NAME)
+def _(x, length, channels, offsets):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, ctx.length, ctx.channels, ctx.offsets = inputs
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    back = [-offset for offset in ctx.offsets]
+    return torch.ops.trisparse.channel_shift(grad, ctx.length, ctx.channels, back), None, None, None
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup)
