@@ -39,6 +39,7 @@ class Decoder:
         self._container: av.container.InputContainer | None = None
         self._stream: Any = None
         self._pid = -1
+        self._leaving_out = False
         self._wanted: set[int] = set()
         self._wanted_until: int | None = None  # unreferenced pictures before this time may be left out
         self._failure: Exception | None = None
@@ -77,7 +78,10 @@ class Decoder:
 
     def read_all(self, start: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """(number, frame) of every frame that comes out from `start` to before `stop`, in order, honouring `skip`."""
-        if self._skip == "none" or self.index.by_count:
+        if self._skip == "none" and not self.index.by_count:
+            yield from self._read_on(start, stop)
+            return
+        if self.index.by_count:
             for number, frame in self.read(range(start, stop)):
                 if self._skip != "nonkey" or frame.key_frame:
                     yield number, frame
@@ -99,6 +103,22 @@ class Decoder:
             if found >= 0 and (self._skip != "nonkey" or frame.key_frame):
                 number = found if found > number else number + 1  # the second of two that share a time
                 yield number, frame
+
+    def _read_on(self, start: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Every frame from `start` to before `stop`; one that does not come next as it should is searched for."""
+        pts, number = self.index.pts.tolist(), start
+        while number < stop:
+            yield number, self._frame(number)
+            number += 1
+            for frame in self._frames() if number < stop else ():
+                if frame.pts != pts[number] or frame.pts == pts[number - 1] or self._pid != os.getpid():
+                    self._ready.appendleft(frame)
+                    break
+                self._position, self._last, self._same_time = number, frame, 1
+                yield number, frame
+                number += 1
+                if number == stop:
+                    return
 
     def _frame(self, i: int) -> av.VideoFrame:
         if self._pid != os.getpid():
@@ -211,7 +231,7 @@ class Decoder:
                 self._packets = None
             elif self._skip == "nonkey" and not packet.is_keyframe:
                 continue
-            elif leave_out:
+            elif leave_out and (self._wanted_until is not None or self._leaving_out):
                 skippable = (
                     self._wanted_until is not None
                     and packet.pts is not None
@@ -219,6 +239,7 @@ class Decoder:
                     and packet.pts not in self._wanted
                 )
                 context.skip_frame = "NONREF" if skippable else "DEFAULT"
+                self._leaving_out = skippable
             try:
                 self._ready.extend(context.decode(packet))
             except av.error.EOFError:  # the decoder was emptied before
@@ -242,6 +263,7 @@ class Decoder:
             self._stream = video_stream(self._container, self.index.path)
             set_threads(self._stream, self._threads)
             self._stream.codec_context.skip_frame = SKIP[self._skip]
+            self._leaving_out = False
             if self._motion_vectors:
                 self._stream.codec_context.options = {"flags2": "+export_mvs"}
         return self._container, self._stream

@@ -23,7 +23,7 @@ class Frame:
         packet_size: bytes of its packet, 0 where unknown.
     """
 
-    __slots__ = ("_converter", "_picture", "_rgb", "index", "is_keyframe", "packet_size", "time")
+    __slots__ = ("_converter", "_orientation", "_picture", "_rgb", "index", "is_keyframe", "packet_size", "time")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Frame:
     ) -> None:
         self._picture = picture
         self._converter = converter
+        self._orientation = Orientation.of(picture)
         self._rgb: tuple[tuple[int, int], torch.Tensor] | None = None
         self.index = index
         self.time = time
@@ -48,12 +49,12 @@ class Frame:
     @property
     def height(self) -> int:
         """Rows as shown, after rotation."""
-        return self._picture.width if Orientation.of(self._picture).transpose else self._picture.height
+        return self._picture.width if self._orientation.transpose else self._picture.height
 
     @property
     def width(self) -> int:
         """Columns as shown, after rotation."""
-        return self._picture.height if Orientation.of(self._picture).transpose else self._picture.width
+        return self._picture.height if self._orientation.transpose else self._picture.width
 
     @property
     def luma(self) -> torch.Tensor:
@@ -82,5 +83,5 @@ class Frame:
         """
         target = shown_size(self.height, self.width, size)
         if self._rgb is None or self._rgb[0] != target:
-            self._rgb = (target, self._converter.rgb(self._picture, size))
+            self._rgb = (target, self._converter.rgb(self._picture, size, self._orientation))
         return self._rgb[1]

@@ -116,24 +116,18 @@ class Converter:
     def __init__(self) -> None:
         self._scaler: Any = None
 
-    def rgb(self, frame: av.VideoFrame, size: Size, out: torch.Tensor | None = None) -> torch.Tensor:
-        """RGB as shown, uint8 [h, w, 3], written into `out` where that is given."""
-        orientation = Orientation.of(frame)
+    def rgb(self, frame: av.VideoFrame, size: Size, orientation: Orientation) -> torch.Tensor:
+        """RGB as shown, uint8 [h, w, 3]."""
         height, width = frame.height, frame.width
         shown = (width, height) if orientation.transpose else (height, width)
         target = shown_size(*shown, size)
-        if out is not None and tuple(out.shape) != (*target, 3):
-            raise ValueError(f"out must be uint8 [{target[0]}, {target[1]}, 3], got {list(out.shape)}")
         stored = target[::-1] if orientation.transpose else target
-        picture = self._convert(frame, *stored)
-        if out is None:
-            return picture.clone() if orientation.upright else orientation.apply(picture)
-        return out.copy_(orientation.apply(picture))
+        return orientation.apply(self._convert(frame, *stored))
 
     def _convert(self, frame: av.VideoFrame, height: int, width: int) -> torch.Tensor:
-        """uint8 [h, w, 3] in FFmpeg's memory."""
+        """uint8 [h, w, 3], in FFmpeg's memory where its rows lie close together."""
         if self._scaler is None:
             self._scaler = import_av().video.reformatter.VideoReformatter()
         rgb = self._scaler.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
-        return torch.from_numpy(rows[:, : 3 * width].reshape(height, width, 3))
+        return torch.from_numpy(np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3))

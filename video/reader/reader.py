@@ -96,7 +96,7 @@ class VideoReader:
     @property
     def timestamps(self) -> torch.Tensor:
         """Seconds of every frame since frame 0, float64 [N]."""
-        return torch.from_numpy(self.index.times)
+        return torch.from_numpy(self.index.times.copy())
 
     @property
     def fps(self) -> float:
@@ -165,8 +165,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[torch.Tensor]:
         """RGB of every frame in order, by a decoder of its own."""
         if self._backend is not None:
-            for i in range(len(self)):
-                yield self[i]
+            yield from self._backend.read(list(range(len(self))))
             return
         for frame in self.frames():
             yield frame.rgb()
@@ -218,7 +217,7 @@ class VideoReader:
                 yield number, resize_rgb(rgb, size)
             return
         for number, picture in self._decoder.read(ordered):
-            yield number, self._converter.rgb(picture, size)
+            yield number, self._converter.rgb(picture, size, Orientation.of(picture))
 
     def frames(
         self, start: int = 0, stop: int | None = None, motion_vectors: bool = False, skip: str = "none"
@@ -242,15 +241,15 @@ class VideoReader:
         return self._frames([self._number(value) for value in indices], motion_vectors, None)
 
     def _frames(self, numbers: range | list[int], motion_vectors: bool, skip: str | None) -> Iterator[Frame]:
-        decoder = Decoder(self.index, self.threads, motion_vectors, skip or "none")
+        index = self.index
+        decoder = Decoder(index, self.threads, motion_vectors, skip or "none")
         try:
             if skip is None or isinstance(numbers, list):
                 pictures = decoder.read(numbers)
             else:
                 pictures = decoder.read_all(numbers.start, numbers.stop)
             for number, picture in pictures:
-                time = self.index.seconds(int(self.index.pts[number]))
-                key, size = bool(self.index.is_keyframe[number]), int(self.index.size[number])
+                time, key, size = index.times.item(number), index.is_keyframe.item(number), index.size.item(number)
                 yield Frame(picture, self._converter, number, time, key, size)
         finally:
             decoder.close()
