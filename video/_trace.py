@@ -23,15 +23,15 @@ class Operation:
     Attributes:
         name: the operator's, without overload and without the underscore of in-place ones, as in `add`.
         inputs: indices of the operations whose results it read, in the order of its arguments.
+        in_shapes: of these results as it read them (a view of a result may have another shape).
         shape: of its result.
-        in_shape: of the first tensor it read.
         modules: names of the modules that were running, from the root ("") to the innermost.
     """
 
     name: str
     inputs: tuple[int, ...]
+    in_shapes: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
-    in_shape: tuple[int, ...]
     modules: tuple[str, ...]
 
 
@@ -107,8 +107,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, frame: Tensor) -> None:
         super().__init__()
-        shape = tuple(frame.shape)
-        self.trace = Trace([Operation("frame", (), shape, shape, ("",))])
+        self.trace = Trace([Operation("frame", (), (), tuple(frame.shape), ("",))])
         self.running: list[str] = []
         self.writer = {frame.untyped_storage()._cdata: 0}
         self.alive: list[Tensor] = [frame]  # a freed storage's address would be given to another
@@ -128,7 +127,11 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        inputs = [self.writer[key] for x in read if (key := x.untyped_storage()._cdata) in self.writer]
+        inputs = {
+            self.writer[key]: tuple(x.shape)
+            for x in reversed(read)
+            if (key := x.untyped_storage()._cdata) in self.writer
+        }
         written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not inputs or not written:
             return out
@@ -138,9 +141,9 @@ class _Recorder(TorchDispatchMode):
         if not changes and storages <= self.writer.keys():
             return out  # a view
         index = len(self.trace.operations)
-        unique = tuple(dict.fromkeys(inputs))
+        sources, shapes = tuple(reversed(inputs)), tuple(reversed(inputs.values()))
         self.trace.operations.append(
-            Operation(name.rstrip("_"), unique, tuple(written[0].shape), tuple(read[0].shape), tuple(self.running))
+            Operation(name.rstrip("_"), sources, shapes, tuple(written[0].shape), tuple(self.running))
         )
         self.alive += written
         for storage in storages:

@@ -124,7 +124,7 @@ def choose_blocks(model: nn.Module, fold_div: int, place: str) -> tuple[list[Res
     left_out: dict[str, str] = {}
     for block in blocks:
         target = block.target(place)
-        channels = (block.first.in_shape if place == "blockres" else block.source.shape)[1]
+        channels = (block.first.in_shapes[0] if place == "blockres" else block.source.shape)[1]
         if block.problem:
             left_out[block.name] = block.problem
         elif place == "blockres" and f"{block.module}.".startswith(f"{target}." if target else ""):
@@ -158,7 +158,7 @@ def find_blocks(operations: list[Operation]) -> list[ResidualBlock]:
             continue
         sides = addition.inputs
         common = ancestors[sides[0]] & ancestors[sides[1]]
-        if any(operations[j].shape != addition.shape for j in sides) or not common:
+        if any(shape != addition.shape for shape in addition.in_shapes) or not common:
             continue
         source = common.bit_length() - 1
         paths = [[j for j in range(source + 1, side + 1) if _between(ancestors, source, j, side)] for side in sides]

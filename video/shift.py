@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +72,15 @@ class TemporalShift(nn.Module):
         if memory is not None:
             return self.net(memory.shift(self, x))
         return self.net(temporal_shift(x, self.num_segments, self.fold_div, self.direction))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "net":
+                raise
+            # Networks ask their convolutions for the stride to compute padding (transformers' MobileNetV2).
+            return getattr(self.net, name)
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, fold_div={self.fold_div}, direction={self.direction!r}"
