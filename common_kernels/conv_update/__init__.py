@@ -19,9 +19,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 class ConvUpdate:
     """One convolution layer, prepared once: `layer(x, changed, out)` brings `out` up to date.
 
-    Value recompute: an output pixel is active where its window holds a changed input pixel, or where `also` says so. It
-    is computed anew from the current inputs, `act(conv + bias + residual)` with sums in fp32, and compared with the kept
-    value. Where no channel moves by more than the threshold the kept value stays, whole, and the pixel counts as
+    Value recompute: an output pixel is active where its window holds a changed input pixel, or where `also` says so.
+    It is computed anew from the current inputs, `act(conv + bias + residual)` with sums in fp32, and compared with the
+    kept value. Where no channel moves by more than the threshold the kept value stays, whole, and the pixel counts as
     unchanged; else it is overwritten. So the error of a layer stays below its threshold and never adds up over frames.
     NaN always counts as moved; -0 equals 0.
 
@@ -48,7 +48,7 @@ class ConvUpdate:
         """Copies and packs the weights: later changes of the tensors have no effect.
 
         Args:
-            weight: [Cout, Cin / groups, kh, kw], fp32, fp64, fp16 or bf16. The layer's inputs have its dtype and device.
+            weight: [Cout, Cin / groups, kh, kw], fp32, fp64, fp16 or bf16; the inputs have its dtype and device.
             bias: [Cout] of any floating dtype, or None.
             stride, padding, dilation: one int, or one for each axis; padding is with zeros.
             activation: "none", "relu", "relu6", "hardswish" or "silu".
@@ -138,7 +138,7 @@ class ConvUpdate:
         if out.numel() == 0:
             return torch.zeros(shape[:3], dtype=torch.bool, device=x.device)
         if self._kernel is not None:
-            return self._kernel(x, changed, out, residual, also, threshold, dense)
+            return self._kernel(x, changed, out, residual, also, float(threshold), dense)
         return reference.conv_update(
             x,
             changed,

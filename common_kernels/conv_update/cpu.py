@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common_kernels._windows import Window
 from common_kernels.conv_update import cpu_kernels, reference
-from common_kernels.conv_update.cpu_kernels import BLOCK, Spec
+from common_kernels.conv_update.cpu_kernels import BLOCK, DEPTHWISE_BLOCK, Spec
 from common_kernels.gather_gemm.cpu import pack_weight
 from common_kernels.reach.cpu import list_active, mask_spec
 from common_kernels.simd import HAS_BF16_DOT
@@ -21,18 +21,25 @@ from common_kernels.threads import parallel_for
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3, "silu": 4}
 # Multiply-adds worth handing to another thread, which takes some 30 µs to begin.
 _GRAIN = 2_000_000
-# Inputs of a row of the window up to which its taps are multiplied as one: more do not fit the L1 cache with weights.
-_LONGEST_RUN = 96
-# Inputs of a window up to which all of it is put together as one row, in input channels.
-_FEWEST_CHANNELS = 4
+# Channels up to which neighbouring taps are multiplied as one: more pay for the sums' way in and out of the registers.
+_FEW_CHANNELS = 8
 
 
 def dense_pays(c_in: int, c_out: int, taps: int, groups: int, dtype: torch.dtype, density: float) -> bool:
-    """Whether the library's dense convolution is faster than ours at a share `density` of active outputs.
+    """Whether the library's dense convolution and a compare are faster than ours at a share `density` of active outputs.
 
-    A plain function of the layer, not a search: measured on one thread of a CPU with AVX-512.
+    A plain function of the layer, not a search: shares measured on one thread of a CPU with AVX-512. Where register
+    tiles are full (16 or more channels in and out, and depthwise), ours needs no more time than the library even with
+    everything active, and never gives way.
     """
-    return density > 0.9
+    if groups == c_in == c_out:
+        return False
+    if groups > 1:
+        width = min(c_in, c_out) // groups
+        return density > (0.12 if width < 8 else 0.35 if width < 16 else 0.8 if width < 32 else 1.0)
+    if taps > 1 and c_in <= 4:
+        return density > (0.75 if taps > 9 else 0.6 if dtype == torch.float32 else 0.33)
+    return False
 
 
 class Layer:
@@ -54,7 +61,7 @@ class Layer:
             self._packed = weight.float().reshape(self._c_out, self._taps).T.contiguous().numpy()
             self._start = start.contiguous().numpy()
         else:
-            self._run = _run_of(window, c_group, groups)
+            self._run = _run_of(window, c_group, groups, self._half)
             inputs = self._run[0] * self._run[1] * c_group
             copies = self._run[0] > 1 or (self._half and inputs % 2 == 1)
             per_group = weight.view(groups, -1, c_group, kernel_y, kernel_x).permute(0, 3, 4, 2, 1)
@@ -110,10 +117,11 @@ class Layer:
                 count, spec, threshold,
             )  # fmt: skip
             return mask
+        block = DEPTHWISE_BLOCK if self._depthwise else BLOCK
         parallel_for(
             cpu_kernels.update_depthwise if self._depthwise else cpu_kernels.update_blocks,
-            -(-count // BLOCK),
-            max(1, _GRAIN // (BLOCK * self._macs)),
+            -(-count // block),
+            max(1, _GRAIN // (block * self._macs)),
             x.data_ptr(),
             *self._addresses,
             added,
@@ -147,12 +155,11 @@ class Layer:
         return np.array(spec, np.int64), mask_spec(window, batch, height, width, rows, cols), (batch, rows, cols)
 
 
-def _run_of(window: Window, channels: int, groups: int) -> tuple[int, int]:
+def _run_of(window: Window, channels: int, groups: int, half: bool) -> tuple[int, int]:
     """Taps (vertical, horizontal) that are multiplied as one row of inputs."""
     kernel_y, kernel_x = window.kernel
-    if channels <= _FEWEST_CHANNELS:
-        return kernel_y, kernel_x
     # Neighbouring taps lie side by side in memory where no dilation and no other group's channels part them.
-    if window.dilation[1] == 1 and groups == 1 and kernel_x * channels <= _LONGEST_RUN:
-        return 1, kernel_x
-    return 1, 1
+    if channels > _FEW_CHANNELS or window.dilation[1] != 1 or groups != 1:
+        return 1, 1
+    # A step of bf16 reads two inputs. An odd run has to be copied, so the whole window may as well be one.
+    return (kernel_y if half and kernel_x * channels % 2 else 1), kernel_x

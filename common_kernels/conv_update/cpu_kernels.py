@@ -1,4 +1,4 @@
-"""Blocks of listed output pixels: addresses of the rows that their taps read, register tiles of SIMD, compare, write."""
+"""Blocks of listed output pixels: addresses of the rows that their taps read, SIMD register tiles, compare, write."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from numba import njit
 from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, settle_row, silu_row, widen_row
 from common_kernels.gather_gemm.cpu import TALLEST, _multiply_rows
 from common_kernels.reach.cpu import bytes_at, int32_at
-from common_kernels.simd import HAS_BF16_DOT, LANES, add_row, add_row_bf16, copy_row, round_row_bf16
+from common_kernels.row_update.cpu_simd import copy_bytes
+from common_kernels.simd import LANES, add_row, add_row_bf16, copy_row, round_row_bf16
 
 # Pixels of a block: whole register tiles of every height (6, 8 and 12 rows), sums that stay in the L2 cache.
 BLOCK = 96
+# Of a depthwise convolution: rows whose every channel lies in one of few sets of the L1 cache.
+DEPTHWISE_BLOCK = 24
 
 
 class Spec(NamedTuple):
@@ -57,7 +60,7 @@ settle, settle_half = settle_row(False), settle_row(True)
 
 
 @njit(nogil=True, cache=True)
-def _finish(sums, row, residual, out, mask, c_out, half, activation, threshold):
+def finish_row(sums, row, residual, out, mask, c_out, half, activation, threshold):
     """Sums of output pixel `row`, fp32 at an address, to its kept value where they differ; the mask says where."""
     pitch = (2 if half else 4) * c_out
     if residual:
@@ -89,13 +92,22 @@ def _finish(sums, row, residual, out, mask, c_out, half, activation, threshold):
 @njit(nogil=True, cache=True)
 def _corners(listed, first, n, spec, image, top, left):
     """The image and the upper left input pixel of n listed outputs."""
-    pixels = spec[_ROWS] * spec[_COLS]
+    rows, cols, stride_x = spec[_ROWS], spec[_COLS], spec[_STRIDE_X]
+    y = np.int64(0)
+    z = cols
+    b = np.int64(0)
+    previous = np.int64(-2)
     for r in range(n):
         row = np.int64(listed[first + r])
-        image[r] = row // pixels
-        rest = row % pixels
-        top[r] = rest // spec[_COLS] * spec[_STRIDE_Y] - spec[_PAD_Y]
-        left[r] = rest % spec[_COLS] * spec[_STRIDE_X] - spec[_PAD_X]
+        z += 1
+        # Changes come in runs along a line, which need no division.
+        if row != previous + 1 or z >= cols:
+            line = row // cols
+            z = row - line * cols
+            b = line // rows
+            y = (line - b * rows) * spec[_STRIDE_Y] - spec[_PAD_Y]
+        previous = row
+        image[r], top[r], left[r] = b, y, z * stride_x - spec[_PAD_X]
 
 
 @njit(nogil=True, cache=True)
@@ -119,7 +131,7 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
     image, top, left = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     # Room for runs that reach over the edge of the image, and are put together tap by tap.
     single = run_x * run_y == 1
-    patch = np.empty((0 if single and not copies else height_of, 4 * steps), np.uint8)
+    patch = np.zeros((0 if single and not copies else height_of, 4 * steps), np.uint8)
     base, listed, flags = np.int64(sums.ctypes.data), int32_at(rows, count), bytes_at(mask, 1 << 40)
     pieces = np.int64(patch.ctypes.data)
     for block in range(begin, end):
@@ -149,7 +161,7 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
                         src[r] = here
                     else:
                         src[r] = pieces + r * 4 * steps
-                        _put_together(r, patch, x, image[r], y, z, spec, size, group * taken)
+                        _put_together(src[r], x, image[r], y, z, spec, size, group * taken)
                 w = packed + (group * runs + run) * steps * columns * 4
                 _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
         for r in range(n):
@@ -157,32 +169,38 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
             if columns * groups != c_out:
                 for group in range(1, groups):
                     copy_row(row_sums + 4 * group * (c_out // groups), row_sums + 4 * group * columns, c_out // groups)
-            _finish(
+            finish_row(
                 row_sums, np.int64(listed[first + r]), residual, out, flags, c_out, half, spec[_ACTIVATION], threshold
             )
 
 
 @njit(nogil=True, cache=True)
-def _put_together(r, patch, x, image, y, z, spec, size, offset):
-    """The run of taps from input pixel (y, z) on, as one row, with zeros outside the image and after the end."""
+def _put_together(to, x, image, y, z, spec, size, offset):
+    """The run of taps from input pixel (y, z) on, as one row at an address, with zeros outside the image.
+
+    What follows the row's last input is never written.
+    """
     height, width, run_y, run_x = spec[_HEIGHT], spec[_WIDTH], spec[_RUN_Y], spec[_RUN_X]
+    dilation_y, dilation_x = spec[_DILATION_Y], spec[_DILATION_X]
     pitch, taken = size * spec[_C_IN], size * (spec[_C_IN] // spec[_GROUPS])
-    row, at = patch[r], 0
+    # Neighbours lie side by side, and are moved together, where no dilation and no other group's channels part them.
+    together = run_x if taken == pitch and dilation_x == 1 else 1
     for ky in range(run_y):
-        inside_y = 0 <= y + ky * spec[_DILATION_Y] < height
-        for kx in range(run_x):
-            column = z + kx * spec[_DILATION_X]
-            if inside_y and 0 <= column < width:
-                source = x + ((image * height + y + ky * spec[_DILATION_Y]) * width + column) * pitch + offset
-                from_x = bytes_at(source, taken)
-                for i in range(taken):
-                    row[at + i] = from_x[i]
-            else:
-                for i in range(taken):
-                    row[at + i] = 0
-            at += taken
-    for i in range(at, row.shape[0]):
-        row[i] = 0
+        row = y + ky * dilation_y
+        line = x + (image * height + row) * width * pitch + offset
+        for kx in range(0, run_x, together):
+            column = z + kx * dilation_x
+            before = min(max(0, -column), together)
+            last = min(max(before, width - column), together)
+            if row < 0 or row >= height:
+                before = last = 0
+            if before > 0:
+                bytes_at(to, before * taken)[:] = 0
+            if last > before:
+                copy_bytes(to + before * taken, line + (column + before) * pitch, (last - before) * taken)
+            if last < together:
+                bytes_at(to + last * taken, (together - last) * taken)[:] = 0
+            to += together * taken
 
 
 @njit(nogil=True, cache=True)
@@ -193,17 +211,30 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
     half = spec[_HALF] != 0
     size, taps = 2 if half else 4, kernel_y * kernel_x
     pitch, stride = size * channels, 4 * channels
-    height_of = min(BLOCK, count - begin * BLOCK)
+    height_of = min(DEPTHWISE_BLOCK, count - begin * DEPTHWISE_BLOCK)
     sums = np.empty((height_of, channels), np.float32)
     table = np.empty((height_of, taps), np.int64)
-    image, top, left = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    image, top, left = (
+        np.empty(DEPTHWISE_BLOCK, np.int64),
+        np.empty(DEPTHWISE_BLOCK, np.int64),
+        np.empty(DEPTHWISE_BLOCK, np.int64),
+    )
+    within = np.empty(taps, np.int64)
+    for t in range(taps):
+        within[t] = ((t // kernel_x) * spec[_DILATION_Y] * width + (t % kernel_x) * spec[_DILATION_X]) * pitch
+    reach_y, reach_x = (kernel_y - 1) * spec[_DILATION_Y], (kernel_x - 1) * spec[_DILATION_X]
     base, entries = np.int64(sums.ctypes.data), np.int64(table.ctypes.data)
     listed, flags = int32_at(rows, count), bytes_at(mask, 1 << 40)
     for block in range(begin, end):
-        first = block * BLOCK
-        n = min(BLOCK, count - first)
+        first = block * DEPTHWISE_BLOCK
+        n = min(DEPTHWISE_BLOCK, count - first)
         _corners(listed, first, n, spec, image, top, left)
         for r in range(n):
+            if top[r] >= 0 and top[r] + reach_y < height and left[r] >= 0 and left[r] + reach_x < width:
+                corner = x + ((image[r] * height + top[r]) * width + left[r]) * pitch
+                for t in range(taps):
+                    table[r, t] = corner + within[t]
+                continue
             for ky in range(kernel_y):
                 y = top[r] + ky * spec[_DILATION_Y]
                 inside_y = (0 <= y) & (y < height)
@@ -238,7 +269,7 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
                     _depthwise_any(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
         for r in range(n):
             row = np.int64(listed[first + r])
-            _finish(base + r * stride, row, residual, out, flags, channels, half, spec[_ACTIVATION], threshold)
+            finish_row(base + r * stride, row, residual, out, flags, channels, half, spec[_ACTIVATION], threshold)
 
 
 @njit(nogil=True, cache=True)
@@ -255,7 +286,4 @@ def update_from_dense(dense, residual, out, mask, rows, count, spec, threshold, 
             widen_row(base, dense + row * pitch, c_out)
         else:
             copy_row(base, dense + row * pitch, c_out)
-        _finish(base, row, residual, out, flags, c_out, half, spec[_ACTIVATION], threshold)
-
-
-SUPPORTS_BF16 = HAS_BF16_DOT
+        finish_row(base, row, residual, out, flags, c_out, half, spec[_ACTIVATION], threshold)

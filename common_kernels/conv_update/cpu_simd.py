@@ -8,12 +8,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from common_kernels.row_update.cpu_simd import Near, over_lanes, spread
 from common_kernels.simd import (
     F32,
     HAS_BF16_DOT,
     I16,
     I64,
-    LANES,
     _load,
     _narrow_bf16,
     _row_kernel,
@@ -52,15 +52,6 @@ silu_row = _row_kernel(_FLOAT, _FLOAT, _silu)
 widen_row = _row_kernel(_FLOAT, _BITS, lambda builder, old, x: _widen_bf16(builder, x))
 
 
-def _over_lanes(builder: Any, n: Any, body: Any) -> None:
-    whole = builder.sdiv(n, I64(LANES))
-    with cgutils.for_range(builder, whole) as loop:
-        body(builder.mul(loop.index, I64(LANES)), LANES)
-    done = builder.mul(whole, I64(LANES))
-    with cgutils.for_range(builder, builder.sub(n, done)) as loop:
-        body(builder.add(done, loop.index), 1)
-
-
 def settle_row(bf16: bool) -> Any:
     """A kernel that clamps n fp32 sums in place, rounded to bf16's values if `bf16`, and compares them with kept ones.
 
@@ -76,15 +67,11 @@ def settle_row(bf16: bool) -> Any:
             sums, kept, n, *limits = args
             if not emit:
                 return I64(0)
-            mask = ir.VectorType(ir.IntType(1), LANES)
-            near = {
-                LANES: cgutils.alloca_once_value(builder, ir.Constant(mask, [1] * LANES)),
-                1: cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(ir.IntType(1), 1), [1])),
-            }
+            near = Near(builder)
 
             def body(at: Any, lanes: int) -> None:
                 typ = ir.VectorType(F32, lanes)
-                low, high, threshold = (_spread(builder, each, typ) for each in limits)
+                low, high, threshold = (spread(builder, each, typ) for each in limits)
                 here = builder.add(sums, builder.mul(at, I64(4)))
                 x = _clamp(builder, _load(builder, here, typ, 4), low, high)
                 if bf16:
@@ -95,32 +82,14 @@ def settle_row(bf16: bool) -> Any:
                 old = _load(builder, there, ir.VectorType(kind, lanes), size)
                 if bf16:
                     old = _widen_bf16(builder, old)
-                absolute = cgutils.get_or_insert_function(
-                    builder.module, ir.FunctionType(typ, [typ]), f"llvm.fabs.v{lanes}f32"
-                )
-                moved = builder.call(absolute, [builder.fsub(x, old)])
-                close = builder.or_(
-                    builder.fcmp_ordered("<=", moved, threshold), builder.fcmp_ordered("==", x, old)
-                )
-                builder.store(builder.and_(builder.load(near[lanes], typ=close.type), close), near[lanes])
+                near.compare(x, old, threshold)
 
-            _over_lanes(builder, n, body)
-            wide = builder.bitcast(builder.load(near[LANES], typ=mask), ir.IntType(LANES))
-            last = builder.load(near[1], typ=ir.VectorType(ir.IntType(1), 1))
-            all_wide = builder.icmp_unsigned("==", wide, ir.Constant(wide.type, -1))
-            both = builder.and_(all_wide, builder.extract_element(last, I64(0)))
-            return builder.zext(builder.not_(both), I64)
+            over_lanes(builder, n, body)
+            return near.moved()
 
         return types.int64(*[types.int64] * 3, *[types.float32] * 3), codegen
 
     return settle
-
-
-def _spread(builder: Any, scalar: Any, vector: Any) -> Any:
-    undefined = ir.Constant(vector, ir.Undefined)
-    one = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    places = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
-    return builder.shuffle_vector(one, undefined, places)
 
 
 def depthwise_rows(taps: int, lanes: int, bf16: bool) -> Any:
@@ -163,9 +132,7 @@ def depthwise_rows(taps: int, lanes: int, bf16: bool) -> Any:
                     builder.store(first, slot)
                     with cgutils.for_range(builder, n_taps) as inner:
                         entry = builder.add(entries, builder.mul(inner.index, I64(8)))
-                        product = builder.call(
-                            fma, [inputs(entry), weights(inner.index), builder.load(slot, typ=typ)]
-                        )
+                        product = builder.call(fma, [inputs(entry), weights(inner.index), builder.load(slot, typ=typ)])
                         builder.store(product, slot)
                     total = builder.load(slot, typ=typ)
                 _store(builder, total, builder.add(acc, builder.mul(loop.index, acc_stride)), 4)
@@ -174,5 +141,3 @@ def depthwise_rows(taps: int, lanes: int, bf16: bool) -> Any:
         return types.void(*[types.int64] * 9), codegen
 
     return rows
-
-

@@ -71,7 +71,7 @@ def pool_update(
         raise ValueError(f"changed must be bool {list(x.shape[:3])} on x's device, got {describe(changed)}")
     if out.numel() == 0:
         return torch.zeros(wanted[:3], dtype=torch.bool, device=x.device)
-    arguments = (x, changed, out, kind, window, count_include_pad, divisor_override, threshold)
+    arguments = (x, changed, out, kind, window, count_include_pad, divisor_override, float(threshold))
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         from common_kernels.pool_update import cpu
 

@@ -1,4 +1,4 @@
-"""A mask's reach on the CPU: rows of the mask are merged, then shifted onto themselves, whole vectors of bytes at once."""
+"""A mask's reach on the CPU: its rows are merged, then shifted onto themselves, whole vectors of bytes at once."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def bytes_at(address, n):
 
 
 @njit(nogil=True, cache=True)
+def floats_at(address, n):
+    return carray(_as_pointer(address), (n,), np.float32)
+
+
+@njit(nogil=True, cache=True)
 def int32_at(address, n):
     return carray(_as_pointer(address), (n,), np.int32)
 
@@ -52,6 +57,14 @@ def int32_at(address, n):
 @njit(nogil=True, cache=True)
 def words_at(address, n):
     return carray(_as_pointer(address), (n,), np.uint64)
+
+
+@njit(nogil=True, cache=True)
+def _any(flags):
+    merged = np.uint8(0)
+    for i in range(len(flags)):
+        merged |= flags[i]
+    return merged
 
 
 @njit(nogil=True, cache=True)
@@ -68,12 +81,19 @@ def dilate(out, changed, also, spec):
     room = max(pad_x + width, (cols - 1) * stride_x + dilation_x * (kernel_x - 1) + 1)
     line = np.zeros(room, np.uint8)
     middle = line[pad_x : pad_x + width]
+    some = np.empty(height, np.uint8)
     for image in range(batch):
+        for y in range(height):
+            begin = (image * height + y) * width
+            some[y] = _any(source[begin : begin + width])
         for y in range(rows):
-            middle[:] = 0
+            found = 0
             for ky in range(kernel_y):
                 at = y * stride_y - pad_y + ky * dilation_y
-                if 0 <= at < height:
+                if 0 <= at < height and some[at] != 0:
+                    if found == 0:
+                        middle[:] = 0
+                        found = 1
                     begin = (image * height + at) * width
                     row = source[begin : begin + width]
                     for i in range(width):
@@ -81,6 +101,8 @@ def dilate(out, changed, also, spec):
             begin = (image * rows + y) * cols
             done = target[begin : begin + cols]
             done[:] = 0
+            if found == 0:
+                continue
             for kx in range(kernel_x):
                 shifted = line[kx * dilation_x :]
                 if stride_x == 1:

@@ -57,7 +57,7 @@ def update_rows(out: Tensor, rows: Tensor, index: Tensor | None = None, *, thres
     if out.device.type == "cpu" and out.dtype in (torch.float32, torch.bfloat16, torch.uint8):
         from common_kernels.row_update import cpu
 
-        return cpu.update_rows(out, rows, index, threshold)
+        return cpu.update_rows(out, rows, index, float(threshold))
     if out.device.type == "cuda" and out.dtype != torch.float64:
         from common_kernels.row_update import gpu
 

@@ -1,3 +1,65 @@
-"""Row updates on the CPU."""
+"""Row updates on the CPU: one pass that compares a row with the kept one and copies it where they differ."""
 
-from common_kernels.row_update.reference import update_rows as update_rows
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from common_kernels.reach.cpu import bytes_at, int32_at, list_true
+from common_kernels.row_update.cpu_simd import copy_bytes, moved_bf16, moved_bytes, moved_fp32
+from common_kernels.threads import parallel_for
+
+# Bytes worth handing to another thread, which takes some 30 µs to begin.
+_GRAIN = 1 << 18
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+
+
+def update_rows(out: Tensor, rows: Tensor, index: Tensor | None, threshold: float) -> Tensor:
+    rows = rows.contiguous()
+    n, channels = out.numel() // out.shape[-1], out.shape[-1]
+    size = out.element_size() * channels
+    changed = torch.zeros(out.shape[:-1], dtype=torch.bool)
+    listed, at, count = None, 0, n
+    if index is not None and index.dtype == torch.bool:
+        mask = index.contiguous()
+        if mask.data_ptr() % 8:
+            mask = mask.clone()
+        listed = torch.empty(n + 1, dtype=torch.int32)
+        at = listed.data_ptr()
+        count = list_true(mask.data_ptr(), n, at)
+    elif index is not None:
+        listed = index.to(torch.int32).contiguous()
+        at, count = listed.data_ptr(), len(listed)
+        if count and not 0 <= int(listed.min()) <= int(listed.max()) < n:
+            raise ValueError(f"index must lie in [0, {n}), got {int(listed.min())} to {int(listed.max())}")
+    picked = index is not None and index.dtype != torch.bool
+    parallel_for(
+        _update, count, max(1, _GRAIN // size), out.data_ptr(), rows.data_ptr(), at, picked, changed.data_ptr(), n,
+        channels, size, _KINDS[out.dtype], threshold,
+    )  # fmt: skip
+    return changed
+
+
+@njit(nogil=True, cache=True)
+def _update(out, rows, index, picked, changed, n, channels, size, kind, threshold, begin, end):
+    """Entries [begin, end) of the int32 list at address `index`, or where that is 0 rows [begin, end).
+
+    `picked`: the entries' new values follow each other, instead of lying where the kept ones do.
+    """
+    flags = bytes_at(changed, n)
+    listed = int32_at(index if index else changed, end)
+    limit = np.float32(threshold)
+    for i in range(begin, end):
+        row = np.int64(listed[i]) if index else np.int64(i)
+        kept, new = out + row * size, rows + (np.int64(i) if picked else row) * size
+        if kind == 0:
+            moved = moved_fp32(new, kept, channels, limit)
+        elif kind == 1:
+            moved = moved_bf16(new, kept, channels, limit)
+        else:
+            moved = moved_bytes(new, kept, channels, limit)
+        if moved:
+            copy_bytes(kept, new, size)
+            flags[row] = 1
