@@ -28,17 +28,24 @@ class Decoder:
     """One open file that gives frames by number.
 
     Reading on from the last frame does not seek. After `close`, and in a forked child, the file is opened again at the
-    next read. One thread at a time may use it.
+    next read. One thread at a time may use it. `container`: the file, where it is open already; the decoder closes it.
     """
 
-    def __init__(self, index: FrameIndex, threads: int = 1, motion_vectors: bool = False, skip: str = "none") -> None:
+    def __init__(
+        self,
+        index: FrameIndex,
+        threads: int = 1,
+        motion_vectors: bool = False,
+        skip: str = "none",
+        container: av.container.InputContainer | None = None,
+    ) -> None:
         self.index = index
         self._threads = threads
         self._motion_vectors = motion_vectors
         self._skip = skip
-        self._container: av.container.InputContainer | None = None
+        self._container = container
         self._stream: Any = None
-        self._pid = -1
+        self._pid = os.getpid() if container is not None else -1
         self._leaving_out = False
         self._wanted: set[int] = set()
         self._wanted_until: int | None = None  # unreferenced pictures before this time may be left out
@@ -260,6 +267,7 @@ class Decoder:
             self.close()
             self._container = open_container(self.index.path)
             self._pid = os.getpid()
+        if self._stream is None:
             self._stream = video_stream(self._container, self.index.path)
             set_threads(self._stream, self._threads)
             self._stream.codec_context.skip_frame = SKIP[self._skip]

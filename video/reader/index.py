@@ -100,14 +100,26 @@ class FrameIndex:
 
         Raises FileNotFoundError, IsADirectoryError, PermissionError, or VideoError (no video, empty, unreadable).
         """
+        return cls.build_open(path)[0]
+
+    @classmethod
+    def build_open(cls, path: str) -> tuple[FrameIndex, av.container.InputContainer]:
+        """As `build`, with the file that it opened, read to its end: opening costs as much as some frames."""
         check_file(path)
-        with open_container(path) as container:
-            stream = video_stream(container, path)
-            packets, damaged = _read_packets(container, stream)
-            base = stream.time_base or Fraction(1, 1000)
-            size = (stream.codec_context.width, stream.codec_context.height)
-            codec = stream.codec_context.codec.canonical_name
-        if not _has_times(packets, codec):
+        container = open_container(path)
+        try:
+            return cls._of(container, path), container
+        except BaseException:
+            container.close()
+            raise
+
+    @classmethod
+    def _of(cls, container: av.container.InputContainer, path: str) -> FrameIndex:
+        stream = video_stream(container, path)
+        packets, damaged = _read_packets(container, stream)
+        base = stream.time_base or Fraction(1, 1000)
+        size = (stream.codec_context.width, stream.codec_context.height)
+        if not _has_times(packets, stream.codec_context.codec.canonical_name):
             return _decoded_index(path, packets, base, size)
         index = _packet_index(path, packets, base, size)
         if damaged is not None and len(index):
@@ -121,6 +133,7 @@ class FrameIndex:
         return index
 
 
+_INTRA, _PREDICTED = 1, 2  # FFmpeg's picture types; 3 is bidirectional
 # The bit of a VP8 packet's first byte that says whether it is shown (RFC 6386, 9.1): reference frames may be hidden.
 _VP8_SHOWN = 0x10
 
@@ -192,13 +205,16 @@ def decode_from(path: str, key: tuple[int, int] | None = None) -> Iterator[av.Vi
         set_threads(stream, 1)
         packets = container.demux(stream)
         if key is not None:
-            container.seek(key[1], stream=stream)
-            packets = container.demux(stream)
-            first = next(packets, None)
-            if first is None or first.pts != key[0]:
+            for target in key:
+                container.seek(target, stream=stream)
+                packets = container.demux(stream)
+                first = next(packets, None)
+                if first is not None and first.pts == key[0]:
+                    packets = chain([first], packets)
+                    break
+            else:
                 yield from decode_from(path)
                 return
-            packets = chain([first], packets)
         while True:
             try:
                 packet = next(packets, None)
@@ -230,20 +246,21 @@ def _keep_decodable(index: FrameIndex, low: int, high: int | None) -> FrameIndex
 
 def _decoded_index(path: str, packets: list[_Packet], base: Fraction, size: tuple[int, int]) -> FrameIndex:
     """The index of a file whose packets do not tell the times of its frames: those that decoding it all gives."""
-    frames = [(frame.pts, bool(frame.key_frame)) for frame in decode_from(path)]
-    times = [pts for pts, _ in frames]
+    frames = [(frame.pts, bool(frame.key_frame), frame.pict_type) for frame in decode_from(path)]
+    times = [pts for pts, _, _ in frames]
     if any(pts is None for pts in times) or any(b <= a for a, b in pairwise(times)):
         with open_container(path) as container:
             stream = video_stream(container, path)
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         times, base = list(range(len(frames))), 1 / Fraction(rate)
-    # Without times a packet cannot be told from the next one, except where each gives one frame and none is reordered.
-    sizes = [p.size for p in packets] if len(packets) == len(frames) else [0] * len(frames)
+    # Without times, packets and frames are matched only where each gives one and no picture waits for a later one.
+    matched = len(packets) == len(frames) and all(kind in (_INTRA, _PREDICTED) for _, _, kind in frames)
+    sizes = [p.size for p in packets] if matched else [0] * len(frames)
     return FrameIndex(
         path=path,
         pts=np.array(times, np.int64),
         size=np.array(sizes, np.int64),
-        is_keyframe=np.array([key for _, key in frames], bool),
+        is_keyframe=np.array([key for _, key, _ in frames], bool),
         key_pts=np.zeros(0, np.int64),
         key_dts=np.zeros(0, np.int64),
         time_base=base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, SupportsIndex, overload
 
 import torch
@@ -54,12 +55,14 @@ class VideoReader:
         self.path = os.fspath(path)
         self.backend = backend
         self.threads = threads
-        self.index = FrameIndex.build(self.path)
+        self.index, container = FrameIndex.build_open(self.path)
         self._shown: tuple[int, int, int] | None = None
-        self._prepare()
+        self._prepare(container)
 
-    def _prepare(self) -> None:
-        self._decoder = Decoder(self.index, self.threads)
+    def _prepare(self, container: Any = None) -> None:
+        # Taken out while an iteration uses it, so that reads in between get one of their own.
+        self._idle: Decoder | None = Decoder(self.index, self.threads, container=container)
+        self._closings = 0
         self._converter = Converter()
         self._backend: Backend | None = None
         if self.backend != "pyav":
@@ -75,7 +78,9 @@ class VideoReader:
 
     def close(self) -> None:
         """Give back the file and the decoder's memory."""
-        self._decoder.close()
+        self._closings += 1
+        if self._idle is not None:
+            self._idle.close()
         self._converter = Converter()
         if self._backend is not None:
             self._backend.close()
@@ -142,7 +147,8 @@ class VideoReader:
         if self._shown is None:
             if not len(self):
                 return self.index.height, self.index.width, 0
-            ((_, picture),) = self._decoder.read([0])
+            with self._borrowed() as decoder:
+                ((_, picture),) = decoder.read([0])
             orientation = Orientation.of(picture)
             size = (picture.height, picture.width)
             self._shown = (*(size[::-1] if orientation.transpose else size), orientation.clockwise)
@@ -163,7 +169,7 @@ class VideoReader:
         return self._rgb([self._number(key)], None)[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """RGB of every frame in order, by a decoder of its own."""
+        """RGB of every frame in order."""
         if self._backend is not None:
             yield from self._backend.read(list(range(len(self))))
             return
@@ -216,8 +222,25 @@ class VideoReader:
             for number, rgb in zip(ordered, self._backend.read(ordered)):
                 yield number, resize_rgb(rgb, size)
             return
-        for number, picture in self._decoder.read(ordered):
-            yield number, self._converter.rgb(picture, size, Orientation.of(picture))
+        with self._borrowed() as decoder:
+            for number, picture in decoder.read(ordered):
+                yield number, self._converter.rgb(picture, size, Orientation.of(picture))
+
+    @contextmanager
+    def _borrowed(self, motion_vectors: bool = False, skip: str = "none") -> Iterator[Decoder]:
+        """The reader's own decoder where it is idle and will do, else one that is closed after use."""
+        plain, closings = not motion_vectors and skip == "none", self._closings
+        decoder, self._idle = (self._idle, None) if plain else (None, self._idle)
+        if decoder is None:
+            decoder = Decoder(self.index, self.threads, motion_vectors, skip)
+        try:
+            yield decoder
+        finally:
+            keep = plain and self._idle is None
+            if keep:
+                self._idle = decoder
+            if not keep or self._closings != closings:
+                decoder.close()
 
     def frames(
         self, start: int = 0, stop: int | None = None, motion_vectors: bool = False, skip: str = "none"
@@ -226,7 +249,7 @@ class VideoReader:
 
         `skip="nonref"` leaves out pictures that the codec marks as unreferenced (codecs without such marks give all),
         `skip="nonkey"` all but key frames; neither decodes what it leaves out. `motion_vectors=True` lets the decoder
-        export them. Uses a decoder of its own, so other reads may go on meanwhile. Always PyAV.
+        export them. Other reads may go on meanwhile, by a decoder of their own. Always PyAV.
         """
         if skip not in SKIP:
             raise ValueError(f"skip must be one of {', '.join(map(repr, SKIP))}, got {skip!r}")
@@ -234,7 +257,7 @@ class VideoReader:
         return self._frames(range(first, last), motion_vectors, skip)
 
     def decode(self, indices: Iterable[SupportsIndex], motion_vectors: bool = False) -> Iterator[Frame]:
-        """Frames at `indices`, in exactly that order and not converted to RGB, by a decoder of its own.
+        """Frames at `indices`, in exactly that order and not converted to RGB. Always PyAV.
 
         Ascending runs are decoded in one go; each step back costs a seek. Decodes only as far as the caller reads.
         """
@@ -242,8 +265,7 @@ class VideoReader:
 
     def _frames(self, numbers: range | list[int], motion_vectors: bool, skip: str | None) -> Iterator[Frame]:
         index = self.index
-        decoder = Decoder(index, self.threads, motion_vectors, skip or "none")
-        try:
+        with self._borrowed(motion_vectors, skip or "none") as decoder:
             if skip is None or isinstance(numbers, list):
                 pictures = decoder.read(numbers)
             else:
@@ -251,5 +273,3 @@ class VideoReader:
             for number, picture in pictures:
                 time, key, size = index.times.item(number), index.is_keyframe.item(number), index.size.item(number)
                 yield Frame(picture, self._converter, number, time, key, size)
-        finally:
-            decoder.close()
