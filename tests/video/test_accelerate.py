@@ -1,0 +1,214 @@
+"""The accelerated copy: same answers, the original untouched, nothing folded that something else reads."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from video._packed import PackedConv2d
+from video.accelerate import accelerate, compare, has_bf16
+from video.models import TSM, MobileNetV2
+from video.stream import Stream
+
+FRAMES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+BF16 = has_bf16(torch.device("cpu"))
+
+
+def settle(model):
+    """Batch norms with statistics and weights of their own, as after training; the model in evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.05)
+    return model.eval()
+
+
+class Net(nn.Module):
+    """Conv, norm, activation in the forms that fold, and beside them those that must not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.Hardswish()
+        self.seen_conv, self.seen_norm = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, affine=False)
+        self.twice_conv = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.twice_norm, self.twice_act = nn.BatchNorm2d(16), nn.ReLU()
+        self.alone_norm = nn.BatchNorm2d(16)
+        self.batch_conv, self.batch_norm = nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)
+        self.watched_conv, self.watched_norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.watched_conv.register_forward_hook(lambda *_: None)
+        self.idle_norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x, *, scale=1.0):
+        x = self.act(self.norm(self.conv(x)))
+        y = self.seen_conv(x)
+        x = self.seen_norm(y) + y
+        x = self.twice_act(self.twice_norm(self.twice_conv(x)))
+        x = self.twice_act(self.twice_norm(self.twice_conv(x)))
+        x = self.alone_norm(x.tanh())
+        x = self.batch_norm(self.batch_conv(x)).relu()
+        x = self.watched_norm(self.watched_conv(x))
+        return {"logits": self.head(x.mean((2, 3))) * scale, "shape": x.shape}
+
+
+def test_folds_only_what_is_proven():
+    torch.manual_seed(1)
+    model = Net()
+    model.batch_norm.track_running_stats = False
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model(FRAMES, scale=2.0)["logits"]
+        fast = accelerate(model, torch.float32, FRAMES)
+        got = fast(FRAMES, scale=2.0)["logits"]
+    report = fast.acceleration
+    assert report.folded == ("norm",) and report.activations == ("act",)
+    assert set(report.left) == {"seen_norm", "twice_norm", "alone_norm", "batch_norm", "watched_norm", "idle_norm"}
+    assert "read elsewhere" in report.left["seen_norm"]
+    assert "several places" in report.left["twice_norm"]
+    assert "comes from tanh" in report.left["alone_norm"]
+    assert "no running statistics" in report.left["batch_norm"]
+    assert "hooks" in report.left["watched_norm"]
+    assert report.left["idle_norm"] == "it did not run"
+    assert "left: seen_norm: " in str(report)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert type(model.conv) is nn.Conv2d and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
+def test_shifted_networks_offline_and_live(backbone):
+    torch.manual_seed(0)
+    model = settle(TSM(backbone, num_classes=10, num_segments=8, direction="past"))
+    exact = accelerate(model, dtype=torch.float32)
+    assert not exact.acceleration.left and len(exact.acceleration.folded) == (20 if backbone == "resnet18" else 52)
+    agreement = compare(model, exact, FRAMES)
+    assert agreement.top1 == 1 and agreement.relative_difference < 1e-5, agreement
+    half = accelerate(model, dtype=torch.bfloat16)
+    agreement = compare(model, half, [FRAMES, FRAMES.unflatten(0, (1, 8)) / 2])
+    assert agreement.rows == 2 and agreement.relative_difference < 0.05, agreement
+    for fast in (exact, half):
+        stream, state, outputs = Stream(fast), None, []
+        for frame in FRAMES:
+            output, state = stream.step(frame[None], state)
+            assert output.dtype == torch.float32
+            outputs.append(output)
+        with torch.no_grad():
+            clip = fast(FRAMES)
+        assert clip.dtype == torch.float32
+        torch.testing.assert_close(torch.stack(outputs).mean(0), clip, rtol=1e-5, atol=1e-2 if fast is half else 1e-5)
+
+
+def test_auto_takes_bf16_where_the_cpu_has_it():
+    model = settle(MobileNetV2(num_classes=5, width=0.25))
+    assert accelerate(model).acceleration.dtype == (torch.bfloat16 if BF16 else torch.float32)
+    assert accelerate(model, None).acceleration.dtype == torch.float32
+    assert accelerate(model.double()).acceleration.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_copies_and_pickles(dtype):
+    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), dtype)
+    with torch.no_grad():
+        expected = fast(FRAMES)
+        assert torch.equal(copy.deepcopy(fast)(FRAMES), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(fast))(FRAMES), expected)
+        other = copy.deepcopy(fast)
+        other.new_fc.bias.add_(1)
+        assert torch.equal(fast.frame_logits(FRAMES).mean(0, keepdim=True), expected)
+
+
+def test_graph_that_cannot_be_followed():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(x).mean((2, 3)) if x.sum() > 0 else x.mean((2, 3))
+
+    model = settle(Branching())
+    fast = accelerate(model, torch.float32)
+    assert fast.acceleration.folded == () and "torch.export cannot follow" in fast.acceleration.left["norm"]
+    assert compare(model, fast, [FRAMES, -FRAMES]).relative_difference < 1e-5
+
+
+def test_hugging_face_network():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic", num_labels=7
+    )
+    torch.manual_seed(0)
+    model = settle(transformers.ResNetForImageClassification(config))
+    fast = accelerate(model, torch.float32)
+    assert not fast.acceleration.left and fast.acceleration.folded
+    with torch.no_grad():
+        expected, got = model(pixel_values=FRAMES), fast(pixel_values=FRAMES)
+    assert type(got) is type(expected)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert compare(model, accelerate(model, torch.bfloat16), FRAMES).relative_difference < 0.05
+
+
+def test_packed_convolution_follows_its_weights():
+    for dtype in (torch.float32, torch.bfloat16):
+        conv = nn.Conv2d(8, 12, 3, 2, 1, groups=4).to(dtype)
+        packed = PackedConv2d.of(conv, "relu6")
+        x = (torch.randn(2, 8, 9, 9) * 5).to(dtype)
+        with torch.no_grad():
+            for _ in range(2):
+                torch.testing.assert_close(packed(x), nn.functional.relu6(conv(x)), rtol=1e-2, atol=1e-4)
+                conv.weight.mul_(2)
+            assert packed(x[:0]).shape == (0, 12, 5, 5)
+    x = torch.randn(1, 8, 9, 9, requires_grad=True)
+    (grad,) = torch.autograd.grad(packed.float()(x).sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad(nn.functional.relu6(conv.float()(x)).sum(), x)[0])
+
+
+def test_exports_without_library_operators():
+    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), torch.float32)
+    program = torch.export.export(fast, (FRAMES,), strict=False)
+    assert not any("mkldnn" in str(node.target) or "trisparse" in str(node.target) for node in program.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(FRAMES), fast(FRAMES), rtol=1e-4, atol=1e-5)
+
+
+def test_compare_tells_differences():
+    first, second = nn.Linear(4, 3), nn.Linear(4, 3)
+    second.load_state_dict({name: value.roll(1, 0) for name, value in first.state_dict().items()})
+    x = torch.randn(20, 4)
+    agreement = compare(first, second, x)
+    assert agreement.top1 == 0 and agreement.rows == 20
+    with torch.no_grad():
+        gap = (first(x) - second(x)).abs()
+    assert agreement.max_difference == pytest.approx(gap.max().item())
+    assert agreement.mean_difference == pytest.approx(gap.mean().item())
+    assert "0.00% of 20 rows agree" in str(agreement)
+    nan = nn.Linear(4, 3)
+    nn.init.constant_(nan.bias, float("nan"))
+    assert compare(first, nan, [x, x]).max_difference == float("inf")
+    assert compare(first, second, x[:0]).top1 == 1.0
+    with pytest.raises(ValueError, match=r"one shape, got \[20, 3\] and \[20, 2\]"):
+        compare(first, nn.Linear(4, 2), x)
+    with pytest.raises(ValueError, match="got NoneType"):
+        compare(first, lambda x: None, x)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but 'Net' is training"):
+        accelerate(Net())
+    with pytest.raises(ValueError, match="dtype must be None, 'auto', .* got 'int8'"):
+        accelerate(Net().eval(), "int8")
+    with pytest.raises(ValueError, match=r"example must be given: the model accepts no frames \[2, 5, side, side\]"):
+        accelerate(nn.Sequential(nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(7, 3)).eval())
