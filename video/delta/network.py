@@ -34,8 +34,8 @@ def accelerate(
 ) -> DeltaNetwork:
     """A network of single frames that computes again only what changed since the frame before.
 
-    Every layer keeps its output. Where the frame changed, the pixels of the first layer that see the change are computed
-    again from its current inputs and compared with the kept ones; those that moved by more than the threshold are what
+    Every layer keeps its output. Where the frame changed, the pixels of the first layer that see it are computed again
+    from its current inputs and compared with the kept ones; those that moved by more than the threshold are what
     changed for the next layer, and so on (the mechanism of DeltaCNN, Parger et al., 2022, on values instead of
     differences). A layer's kept output is within its threshold of what it would give for its kept inputs, at any time:
     errors do not add up over frames, and with threshold 0 there are none but those of rounding.
@@ -173,7 +173,7 @@ class DeltaNetwork(nn.Module):
         return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)
 
     def dense(self, frames: Tensor) -> Any:
-        """The network as a whole on frames [B, C, H, W], each the first of its stream; what a frame without gain costs."""
+        """The network as a whole on frames [B, C, H, W], each the first of its stream: dense, but folded."""
         check_frames(frames)
         plan, _ = self._plan(frames)
         with torch.inference_mode():
@@ -286,7 +286,9 @@ class DeltaNetwork(nn.Module):
         leaves = plan.outputs(values.get)
         work = counter.work("still" if still else "changed", share, computed if counted else ())
         if policy is not None:
-            if not policy.saw(work.share):
+            gained = still or counter.gained(computed)
+            policy.saw(gained, share or 0.0)
+            if not gained:
                 tensors = plan.without_kept(tensors)
             tensors["policy"] = policy.state()
         return leaves, tensors, work
@@ -324,7 +326,7 @@ class DeltaNetwork(nn.Module):
             plan = Plan(self.model, frames, dtype)
             if isinstance(self._threshold, Mapping):
                 _check_names(self._threshold, plan)
-            self._plans[key] = (plan, WorkCounter(plan.layers))
+            self._plans[key] = (plan, WorkCounter(plan.layers, dtype))
         return self._plans[key]
 
     def _dtype(self, frames: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from video.delta.layers import Layer
 
-# Measured on ResNet-50 and MobileNetV2 (benchmarks/video/delta.py): with more than this share of the frame changed, or
-# of the multiplications to be done again, the dense network is as fast.
-FRAME_SHARE = 0.6
-WORK_SHARE = 0.7
+# A frame of which more than this share changed is not worth looking at closer.
+FRAME_SHARE = 0.75
+# Frames after a try that did not gain are run as a whole; this many at most before the next try.
 LONGEST_WAIT = 64
+# What computing a frame's changes costs, in multiplications at the rate of large convolutions, fitted to ResNet-50 and
+# MobileNetV2 on a CPU with AVX-512: for each layer that runs, and for each value that is written.
+PER_LAYER = 1_600_000
+PER_VALUE = 40
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,24 @@ class Work:
 class WorkCounter:
     """Makes the Work of the frames of one plan."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
         self.layers = tuple(layer.name for layer in layers)
         self.positions = tuple(layer.positions for layer in layers)
         self.costs = tuple(layer.cost for layer in layers)
+        values = [math.prod(layer.shape) for layer in layers]
+        # A half-wide dtype multiplies twice as fast, and everything else costs the same.
+        factor = 2 if dtype.itemsize == 2 else 1
+        self._per_layer = PER_LAYER * factor
+        self._efforts = [cost + PER_VALUE * factor * size for cost, size in zip(self.costs, values)]
+        self._effort = sum(self._efforts)
+
+    def gained(self, computed: Sequence[int]) -> bool:
+        """Whether computing so many positions of each layer costs less than all layers as a whole."""
+        effort = 0.0
+        for done, positions, whole in zip(computed, self.positions, self._efforts):
+            if done:
+                effort += self._per_layer + whole * done / positions
+        return effort < self._effort
 
     def work(self, mode: str, frame_share: float | None, computed: Sequence[int] = ()) -> Work:
         """The work of a frame."""
@@ -83,36 +101,45 @@ class WorkCounter:
 class Policy:
     """When a frame is run as a whole. It depends on the frames alone, and remembers in the stream's state.
 
-    A frame of which more than FRAME_SHARE changed is run dense, and nothing is kept. After one that kept too little
-    (more than WORK_SHARE of the multiplications done again) the next frames are run dense, at first 1, then twice as
-    many each time up to LONGEST_WAIT: a network that never gains loses less than a fiftieth. A frame that keeps more
-    starts over; a still frame ends the wait.
+    A try fails where more than FRAME_SHARE of the frame changed, or where what was computed of it would have cost more
+    than the whole by the costs above. Then the next frames are run as a whole, at first 1, then twice as many after
+    each try that fails, up to LONGEST_WAIT: a network that never gains loses a hundredth. A try that gains starts over;
+    a frame with less than half of the change that failed ends the wait.
     """
 
     def __init__(self, state: Tensor | None, streams: int) -> None:
-        """`state` is int64 [B, 2]: frames still to wait, and the wait before. All streams share the longest."""
-        both = [0, 0] if state is None or not len(state) else state.amax(0).tolist()
-        self.wait, self.last_wait = both
+        """`state` is int64 [B, 3]: frames still to wait, the wait before, changed millionths of the frame that failed.
+
+        All streams share the longest wait.
+        """
+        known = [0, 0, 0] if state is None or not len(state) else state.amax(0).tolist()
+        self.wait, self.last_wait, self.failed = known
         self.streams = streams
 
     def is_dense(self, frame_share: float) -> bool:
         """Whether to run this frame as a whole and keep nothing."""
-        if frame_share == 0:
-            self.wait = 0
+        if 2_000_000 * frame_share < self.failed:
+            self.wait = self.failed = 0
         if self.wait > 0:
             self.wait -= 1
             return True
-        return frame_share > FRAME_SHARE
-
-    def saw(self, work_share: float) -> bool:
-        """Take note of a frame of which only changes were computed; whether that gained."""
-        if work_share <= WORK_SHARE:
-            self.last_wait = 0
+        if frame_share > FRAME_SHARE:
+            self._fail(frame_share)
             return True
-        self.last_wait = min(max(1, 2 * self.last_wait), LONGEST_WAIT)
-        self.wait = self.last_wait
         return False
 
+    def saw(self, gained: bool, frame_share: float) -> None:
+        """Take note of a frame of which only changes were computed."""
+        if gained:
+            self.wait = self.last_wait = self.failed = 0
+        else:
+            self._fail(frame_share)
+
+    def _fail(self, frame_share: float) -> None:
+        self.wait = self.last_wait = min(max(1, 2 * self.last_wait), LONGEST_WAIT)
+        self.failed = int(1_000_000 * frame_share)
+
     def state(self) -> Tensor:
-        """What to remember, int64 [B, 2]."""
-        return torch.tensor([[self.wait, self.last_wait]] * self.streams, dtype=torch.int64).view(self.streams, 2)
+        """What to remember, int64 [B, 3]."""
+        row = [self.wait, self.last_wait, self.failed]
+        return torch.tensor([row] * self.streams, dtype=torch.int64).view(self.streams, 3)
