@@ -16,20 +16,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from video.skip.observation import Observation, observe
-from video.skip.policy import COMPUTE, REUSE, Decision, Policy, PolicyState, check_number, probabilities
+from video.skip.policy import COMPUTE, REUSE, Decision, Policy, PolicyState, check_number, lead
 from video.skip.signals import BLOCK, Array, Signals, absolute_difference, block_sums
 
 FEATURES = (
     "mean difference", "largest block", "mean of the most changed tenth", "share of changed blocks", "brightness",
-    "staleness", "bytes", "key frame", "margin of the last answer",
+    "staleness", "bytes", "key frame", "lead of the last answer",
 )  # fmt: skip
 _FORMAT = "trisparse.LearnedGate"
 _HIDDEN = 16
 # Blocks that differ by more than this many levels count as changed.
-_CHANGED = 6.0
+_CHANGED = 0.5
 # Distances between the computed and the present frame that the gate is shown.
 _GAPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _MAX_PAIRS = 20_000
+# Differences of a still scene are a few thousandths of a level, those of motion tens: the gate sees logarithms.
+_LEAST = 2e-3
+_LONGEST_LEAD = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +72,10 @@ class LearnedGate(Policy):
         assert state.reference is not None
         state.usual = _usual(state.usual, signals.packet_size, state.seen)
         state.carried += signals.packet_size / state.usual if state.usual else 0.0
-        margin = answer_margin(signals.scores) if signals.scores is not None else 0.0
+        if signals.scores is None:
+            raise ValueError("LearnedGate needs the last output of the network among the signals")
         row = luma_features(signals.luma, state.reference)
-        row += other_features(state.staleness + 1, state.carried, signals.is_keyframe, margin)
+        row += other_features(state.staleness + 1, state.carried, signals.is_keyframe, lead(signals.scores))
         chance = self.chance(np.array(row))
         if chance > self.threshold:
             return Decision(COMPUTE, "answer may change", chance)
@@ -177,14 +181,14 @@ def pairs(seen: Observation, limit: int, seed: int) -> tuple[Array, Array]:
     for index, size in enumerate(seen.packet_size[1:], 1):
         usual = _usual(usual, size, index)
         carried.append(carried[-1] + (size / usual if usual else 0.0))
-    margins = [answer_margin(output) for output in seen.outputs]
+    leads = [lead(output) for output in seen.outputs]
     answers = seen.answers.tolist()
     rows, labels = [], []
     for i, j in candidates:
         if seen.luma[i].shape != seen.luma[j].shape:
             continue
         row = luma_features(seen.luma[j], seen.luma[i])
-        rows.append(row + other_features(j - i, carried[j] - carried[i], seen.is_keyframe[j], margins[i]))
+        rows.append(row + other_features(j - i, carried[j] - carried[i], seen.is_keyframe[j], leads[i]))
         labels.append(answers[i] != answers[j])
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES)), np.array(labels, dtype=bool)
 
@@ -197,23 +201,18 @@ def luma_features(luma: Array, reference: Array) -> list[float]:
         blocks = difference.ravel().astype(np.float64)
     most = np.partition(blocks, -max(1, len(blocks) // 10))[-max(1, len(blocks) // 10) :]
     return [
-        math.log1p(float(difference.mean())),
-        math.log1p(float(most.max())),
-        math.log1p(float(most.mean())),
-        float((blocks > _CHANGED).mean()),
-        math.log1p(abs(float(luma.mean()) - float(reference.mean()))),
+        math.log(float(difference.mean()) + _LEAST),
+        math.log(float(most.max()) + _LEAST),
+        math.log(float(most.mean()) + _LEAST),
+        math.log(float((blocks > _CHANGED).mean()) + _LEAST),
+        math.log(abs(float(luma.mean()) - float(reference.mean())) + _LEAST),
     ]
 
 
-def other_features(staleness: int, carried: float, is_keyframe: bool, margin: float) -> list[float]:
+def other_features(staleness: int, carried: float, is_keyframe: bool, last_lead: float) -> list[float]:
     """The last four FEATURES."""
-    return [math.log1p(staleness), math.log1p(carried), float(is_keyframe), margin]
-
-
-def answer_margin(output: Tensor) -> float:
-    """Probability by which the best class leads."""
-    best = probabilities(output).topk(min(2, output.shape[-1])).values
-    return float(best[0] - best[1]) if len(best) > 1 else 1.0
+    clear = math.log(min(last_lead, _LONGEST_LEAD) + _LEAST)
+    return [math.log(staleness), math.log(carried + _LEAST), float(is_keyframe), clear]
 
 
 def _usual(usual: float, size: int, seen: int) -> float:

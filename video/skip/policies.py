@@ -9,8 +9,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from video.skip.policy import COMPUTE, EXIT, REUSE, Decision, Policy, PolicyState, check_number, probabilities
+from video.skip.policy import COMPUTE, EXIT, REUSE, Decision, Policy, PolicyState, check_number, lead, probabilities
 from video.skip.signals import Signals
+
+# Answers closer than this are a tie; keeps quotients finite.
+_LEAST_LEAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,14 @@ class LumaDifference(Policy):
         hysteresis: once a frame has been computed for its change, `hysteresis * threshold` is enough for the next ones,
             until one stays below; 1 for none.
         local: weight of the block; 0 looks at the mean only.
+        relative: divide the difference by the lead of the last answer's best logit over the next, and hold that against
+            the threshold: a clear answer tolerates more change than a doubtful one. The network must return logits.
     """
 
     threshold: float = 1.0
     hysteresis: float = 1.0
     local: float = 0.125
+    relative: bool = False
     parameter: ClassVar[str | None] = "threshold"
     reads: ClassVar[str] = "luma"
 
@@ -95,6 +101,10 @@ class LumaDifference(Policy):
         change = signals.change(state.reference)
         assert change is not None
         value = max(change.mean, self.local * change.peak)
+        if self.relative:
+            if signals.scores is None:
+                raise ValueError("relative=True needs the last output of the network among the signals")
+            value /= max(lead(signals.scores), _LEAST_LEAD)
         state.active = value > self.threshold * (self.hysteresis if state.active else 1)
         return Decision(COMPUTE, "changed", value) if state.active else Decision(REUSE, "unchanged", value)
 
@@ -168,7 +178,7 @@ class Confidence(Policy):
         rest: list[int] = []
         for place in places:
             key = int(keys[np.abs(keys - place).argmin()]) if len(keys) else -1
-            near = key >= 0 and abs(key - place) * count <= n_frames and key not in snapped
+            near = key >= 0 and abs(key - place) * count * 2 <= n_frames and key not in snapped
             (snapped if near else rest).append(key if near else place)
         return snapped + sorted(set(rest) - set(snapped))
 

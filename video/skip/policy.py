@@ -140,9 +140,20 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = math.i
         raise ValueError(f"{name} must be {span}, got {value}")
 
 
+def lead(output: Tensor) -> float:
+    """By how much the best logit of an output [1, classes] or [classes] exceeds the next; infinite for one class."""
+    best = logits(output).topk(min(2, output.shape[-1])).values
+    return float(best[0] - best[1]) if len(best) > 1 else math.inf
+
+
 def probabilities(output: Tensor) -> Tensor:
     """Softmax [classes] of a network's output [1, classes] or [classes]."""
+    return torch.softmax(logits(output), 0)
+
+
+def logits(output: Tensor) -> Tensor:
+    """A network's output [1, classes] or [classes] as float32 [classes]."""
     if not isinstance(output, Tensor) or output.ndim not in (1, 2) or (output.ndim == 2 and len(output) != 1):
         came = f"{list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the network must return logits [1, classes] for this policy, got {came}")
-    return torch.softmax(output.detach().float().flatten(), 0)
+    return output.detach().float().flatten()

@@ -59,7 +59,7 @@ def draw_timeline(
     edges = _edges(entries)
     figure = Figure(figsize=(15, 6.6), dpi=110, facecolor=_BACKGROUND)
     grid = figure.add_gridspec(
-        4, 1, height_ratios=(1.0, 2.2, 1.9, 1.3), left=0.085, right=0.985, top=0.83, bottom=0.085, hspace=0.16
+        4, 1, height_ratios=(1.0, 2.2, 1.9, 1.3), left=0.095, right=0.985, top=0.83, bottom=0.085, hspace=0.16
     )
     rows = [figure.add_subplot(grid[i], facecolor=_PANEL) for i in range(4)]
     _answers(rows[0], entries, edges, labels)
@@ -73,9 +73,9 @@ def draw_timeline(
         for spine in axes.spines.values():
             spine.set_color(_GRID)
     rows[-1].set_xlabel("seconds" if _in_seconds(entries) else "frame", color=_FAINT, fontsize=10)
-    figure.text(0.085, 0.945, title or "Time line", color=_TEXT, fontsize=15, weight="bold")
-    figure.text(0.085, 0.905, _summary(trace), color=_FAINT, fontsize=10.5)
-    figure.text(0.085, 0.872, _reasons(trace), color=_FAINT, fontsize=9.5)
+    figure.text(0.095, 0.945, title or "Time line", color=_TEXT, fontsize=15, weight="bold")
+    figure.text(0.095, 0.905, _summary(trace), color=_FAINT, fontsize=10)
+    figure.text(0.095, 0.872, _reasons(trace), color=_FAINT, fontsize=9.5)
     path = Path(path)
     partial = path.with_name(f".{path.stem}.partial{path.suffix or '.png'}")
     figure.savefig(partial, facecolor=_BACKGROUND)
@@ -132,7 +132,8 @@ def _signal(axes: Axes, entries: Sequence[TraceEntry], edges: Any) -> None:
     values = np.array([np.nan if entry.signal is None else entry.signal for entry in entries], dtype=float)
     axes.set_ylabel("signal", color=_TEXT, fontsize=10)
     if np.isfinite(values).any():
-        axes.plot(middle, values, color=_SIGNAL, linewidth=1.0, alpha=0.9)
+        known = np.isfinite(values)
+        axes.plot(middle[known], values[known], color=_SIGNAL, linewidth=1.0, alpha=0.9)
         computed = np.array([entry.action == COMPUTE for entry in entries])
         axes.plot(middle[computed], values[computed], ".", color=_COMPUTED, markersize=5)
         axes.set_ylim(0, float(np.nanmax(values)) * 1.12 or 1.0)
@@ -151,20 +152,16 @@ def _tiers(axes: Axes, entries: Sequence[TraceEntry], edges: Any) -> None:
     _band(axes, edges, [entry.action == COMPUTE for entry in entries], 2, _COMPUTED)
     _band(axes, edges, [entry.converted for entry in entries], 1, _CONVERTED)
     _band(axes, edges, [entry.decoded for entry in entries], 0, _DECODED)
-    for row, count in enumerate(
-        (
-            sum(entry.decoded for entry in entries),
-            sum(entry.converted for entry in entries),
-            sum(entry.action == COMPUTE for entry in entries),
-        )
-    ):
+    counts = (
+        sum(entry.decoded for entry in entries),
+        sum(entry.converted for entry in entries),
+        sum(entry.action == COMPUTE for entry in entries),
+    )
+    names = ("decoded", "to RGB", "computed")
+    for row in range(1, 3):
         axes.axhline(row - 0.5, color=_GRID, linewidth=0.6)
-        axes.text(
-            0.997, (row + 0.5) / 3, f"{count} of {len(entries)}", transform=axes.transAxes, color=_TEXT, fontsize=9.5,
-            ha="right", va="center", bbox=dict(facecolor=_PANEL, edgecolor=_GRID, alpha=0.85, pad=2.5),
-        )  # fmt: skip
     axes.set_ylim(-0.5, 2.5)
-    axes.set_yticks([0, 1, 2], ["decoded", "to RGB", "computed"], color=_TEXT, fontsize=10)
+    axes.set_yticks(range(3), [f"{name}\n{n} of {len(entries)}" for name, n in zip(names, counts)], color=_TEXT)
 
 
 def _packets(axes: Axes, entries: Sequence[TraceEntry], edges: Any) -> None:
@@ -181,13 +178,14 @@ def _packets(axes: Axes, entries: Sequence[TraceEntry], edges: Any) -> None:
 def _summary(trace: Trace) -> str:
     counts, seconds = trace.counts, trace.seconds
     parts = [f"{counts['frames']} frames"]
-    parts += [f"{counts[name]} {name}" for name in ("decoded", "converted", "computed")]
-    parts.append(f"answers carried on for at most {trace.worst_staleness} frames")
-    if sum(seconds.values()):
-        parts.append(f"{sum(seconds.values()):.2f} s of CPU")
-        stages = ", ".join(f"{name} {value / sum(seconds.values()):.0%}" for name, value in seconds.items())
-        parts.append(stages)
-    return "   ·   ".join(parts)
+    parts += [f"{counts[name]} {name}" for name in ("decoded", "computed")]
+    if counts["reused"]:
+        parts.append(f"answers carried on for at most {trace.worst_staleness} frames")
+    total = sum(seconds.values())
+    if total:
+        stages = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items())
+        parts.append(f"{total:.2f} s of CPU ({stages})")
+    return "  ·  ".join(parts)
 
 
 def _reasons(trace: Trace) -> str:
