@@ -3,6 +3,7 @@
 from video.reader.errors import VideoError
 from video.reader.frame import Frame
 from video.reader.index import FrameIndex
+from video.reader.live import LiveSource, open_live
 from video.reader.reader import PacketTable, VideoReader
 
-__all__ = ["Frame", "FrameIndex", "PacketTable", "VideoError", "VideoReader"]
+__all__ = ["Frame", "FrameIndex", "LiveSource", "PacketTable", "VideoError", "VideoReader", "open_live"]

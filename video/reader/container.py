@@ -33,11 +33,15 @@ def check_file(path: str) -> None:
         raise VideoError(f"{path}: expected a video file, got an empty file (0 bytes)")
 
 
-def open_container(source: str, options: dict[str, str] | None = None, **kwargs: Any) -> av.container.InputContainer:
-    """FFmpeg's container of a file, device or URL; VideoError where it is not one."""
+def open_container(
+    source: str, options: dict[str, str] | None = None, file: Any = None, **kwargs: Any
+) -> av.container.InputContainer:
+    """FFmpeg's container of a file, device or URL, or what `file.read` gives; VideoError where it is not one."""
     av = import_av()
     try:
-        return av.open(source, mode="r", options=options or {}, metadata_errors="replace", **kwargs)
+        return av.open(
+            source if file is None else file, mode="r", options=options or {}, metadata_errors="replace", **kwargs
+        )
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoError(
             f"{source}: expected a video file, got data that FFmpeg cannot read ({error.strerror})"

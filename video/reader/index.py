@@ -179,8 +179,9 @@ def _has_times(packets: list[_Packet], codec: str) -> bool:
 
 
 def _packet_index(path: str, packets: list[_Packet], base: Fraction, size: tuple[int, int]) -> FrameIndex:
-    shown = sorted((p for p in packets if not p.is_discard), key=lambda p: p.pts)  # stable: equal times in file order
-    keys = sorted((p for p in packets if p.is_keyframe), key=lambda p: p.pts)
+    by_time = sorted(packets, key=lambda p: p.pts or 0)  # stable: equal times stay in file order
+    shown = [p for p in by_time if not p.is_discard]
+    keys = [p for p in by_time if p.is_keyframe]
     return FrameIndex(
         path=path,
         pts=np.array([p.pts for p in shown], np.int64),
