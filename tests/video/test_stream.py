@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from video.accelerate import accelerate
 from video.models import TSM
 from video.shift import TemporalShift
 from video.state import StreamState
@@ -52,7 +54,7 @@ def clip(frames: int, streams: int = 1, size: int = 16, seed: int = 1) -> Tensor
     """[frames, streams, 3, size, size] of variance 1, each frame like the one before."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(frames, streams, 3, size, size, generator=generator)
-    for before, frame in zip(noise[:-1], noise[1:], strict=True):
+    for before, frame in itertools.pairwise(noise):
         frame.mul_(0.6).add_(before, alpha=0.8)
     return noise
 
@@ -176,6 +178,20 @@ def test_the_published_states_of_mobilenet() -> None:
         *[(1, 12, 14, 14)] * 2,
         *[(1, 20, 7, 7)] * 2,
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_accelerated_network_streams_as_its_clip(dtype: torch.dtype) -> None:
+    model, shown = tsm("mobilenet_v2", 0.5), clip(20, size=32)
+    expected, _ = run(Stream(model), shown)
+    fast = accelerate(model, dtype=dtype)
+    live, state = run(Stream(fast), shown)
+    fast.num_segments = 20
+    with torch.no_grad():
+        torch.testing.assert_close(live[:, 0], fast.frame_logits(shown[:, 0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(live, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+    assert state is not None
+    assert {tensor.dtype for tensor in state.tensors.values()} == {dtype}
 
 
 def test_channels_last_equals_contiguous(tmp_path: Path) -> None:
