@@ -11,6 +11,7 @@ from torch import Tensor
 from common_kernels._checks import describe
 from common_kernels._windows import Pair, Window, check_threshold
 from common_kernels.conv_update import reference
+from common_kernels.conv_update.density import dense_pays as dense_pays
 from common_kernels.conv_update.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

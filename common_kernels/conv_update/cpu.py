@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from common_kernels._windows import Window
 from common_kernels.conv_update import cpu_kernels, reference
 from common_kernels.conv_update.cpu_kernels import BLOCK, DEPTHWISE_BLOCK, Spec
+from common_kernels.conv_update.density import dense_pays
 from common_kernels.gather_gemm.cpu import pack_weight
 from common_kernels.reach.cpu import list_active, mask_spec
 from common_kernels.simd import HAS_BF16_DOT
@@ -23,23 +24,6 @@ _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3, "silu": 4}
 _GRAIN = 2_000_000
 # Channels up to which neighbouring taps are multiplied as one: more pay for the sums' way in and out of the registers.
 _FEW_CHANNELS = 8
-
-
-def dense_pays(c_in: int, c_out: int, taps: int, groups: int, dtype: torch.dtype, density: float) -> bool:
-    """Whether the library's dense convolution and a compare are faster than ours at a share `density` of active outputs.
-
-    A plain function of the layer, not a search: shares measured on one thread of a CPU with AVX-512. Where register
-    tiles are full (16 or more channels in and out, and depthwise), ours needs no more time than the library even with
-    everything active, and never gives way.
-    """
-    if groups == c_in == c_out:
-        return False
-    if groups > 1:
-        width = min(c_in, c_out) // groups
-        return density > (0.12 if width < 8 else 0.35 if width < 16 else 0.8 if width < 32 else 1.0)
-    if taps > 1 and c_in <= 4:
-        return density > (0.75 if taps > 9 else 0.6 if dtype == torch.float32 else 0.33)
-    return False
 
 
 class Layer:

@@ -13,6 +13,8 @@ from common_kernels.threads import parallel_for
 
 # Bytes worth handing to another thread, which takes some 30 µs to begin.
 _GRAIN = 1 << 18
+# Rows compared as one.
+_TOGETHER = 32
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 
 
@@ -51,15 +53,29 @@ def _update(out, rows, index, picked, changed, n, channels, size, kind, threshol
     flags = bytes_at(changed, n)
     listed = int32_at(index if index else changed, end)
     limit = np.float32(threshold)
-    for i in range(begin, end):
-        row = np.int64(listed[i]) if index else np.int64(i)
-        kept, new = out + row * size, rows + (np.int64(i) if picked else row) * size
-        if kind == 0:
-            moved = moved_fp32(new, kept, channels, limit)
-        elif kind == 1:
-            moved = moved_bf16(new, kept, channels, limit)
+    i = begin
+    while i < end:
+        if index == 0 and i + _TOGETHER <= end:
+            # Most rows of most frames stay: a stretch of them is compared as one.
+            if not _moved(rows + i * size, out + i * size, _TOGETHER * channels, kind, limit):
+                i += _TOGETHER
+                continue
+            last = i + _TOGETHER
         else:
-            moved = moved_bytes(new, kept, channels, limit)
-        if moved:
-            copy_bytes(kept, new, size)
-            flags[row] = 1
+            last = i + 1
+        while i < last:
+            row = np.int64(listed[i]) if index else np.int64(i)
+            kept, new = out + row * size, rows + (np.int64(i) if picked else row) * size
+            if _moved(new, kept, channels, kind, limit):
+                copy_bytes(kept, new, size)
+                flags[row] = 1
+            i += 1
+
+
+@njit(nogil=True, cache=True)
+def _moved(new, kept, n, kind, limit):
+    if kind == 0:
+        return moved_fp32(new, kept, n, limit)
+    if kind == 1:
+        return moved_bf16(new, kept, n, limit)
+    return moved_bytes(new, kept, n, limit)
