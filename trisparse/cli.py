@@ -30,6 +30,7 @@ Model = Annotated[str, typer.Option(help="A name that `trisparse models` lists, 
 Dtype = Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 where the CPU computes it faster.")]
 Threads = Annotated[Optional[int], typer.Option(min=1, help="Threads; all cores by default.")]  # noqa: UP045
 DEFAULT_MODEL = "minkunet14-streets"
+DEFAULT_VIDEO_MODEL = "tsm-motion-digits"
 
 
 def _print_version(wanted: bool) -> None:
@@ -111,6 +112,70 @@ def segment(
     if failed:
         print(f"trisparse: {failed} of {len(jobs)} clouds failed", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def classify_video(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Videos, folders of them, or one camera: a device (/dev/video0), an address, - for a pipe."
+        ),
+    ],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="JSONL to write: a line for each video, or with --live for each frame."),
+    ] = None,
+    timeline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="PNG of what was kept, skipped and decoded; a folder for several videos."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A name that `trisparse models` lists, a weights file, or a published checkpoint.")
+    ] = DEFAULT_VIDEO_MODEL,
+    live: Annotated[bool, typer.Option("--live", help="Answer every frame as it comes.")] = False,
+    policy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Which frames to compute: every:N keyframes packets:BYTES luma[:LEVELS] motion:PIXELS gate:FILE, or "
+            "exit[:PROBABILITY], which stops looking at a video once the answer is sure."
+        ),
+    ] = None,
+    max_staleness: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Most frames in a row that a policy may skip."),
+    ] = None,
+    scene_cut: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Change of mean brightness (0 to 255) that begins a new scene."),
+    ] = None,
+    delta: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Recompute only pixels that changed by more than this; frame by frame."),
+    ] = None,
+    clips: Annotated[str, typer.Option(help="Frames of a whole video: uniform, twice or dense.")] = "uniform",
+    crops: Annotated[int, typer.Option(help="Crops of a whole video's frames: 1, 3, 5 or 10.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Classes for each answer.")] = 5,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Name what happens in videos.
+
+    A stopped run goes on where it stopped when it is started again. Exit code 0, or 2 for an error, or 1 where some of
+    several videos failed and the others were done.
+    """
+    with _errors(debug):
+        from trisparse import classifying, videos
+
+        _set_threads(threads)
+        found = classifying.plan(sources)
+        wanted = videos.wanted(live, policy, max_staleness, scene_cut, delta, clips, crops, top, found)
+        failed = videos.run(found, model, dtype, delta, wanted, output, timeline, overwrite)
+    if failed:
+        print(f"trisparse: {failed} of {len(found)} videos failed", file=sys.stderr)
+        raise typer.Exit(1 if len(found) > failed or len(found) > 1 else 2)
 
 
 @app.command()
