@@ -116,17 +116,21 @@ class Policy:
         self.wait, self.last_wait, self.failed = known
         self.streams = streams
 
-    def is_dense(self, frame_share: float) -> bool:
-        """Whether to run this frame as a whole and keep nothing."""
+    def waits(self, frame_share: float) -> bool:
+        """Whether to run this frame as a whole, and keep nothing, without a closer look."""
         if 2_000_000 * frame_share < self.failed:
             self.wait = self.failed = 0
-        if self.wait > 0:
-            self.wait -= 1
-            return True
-        if frame_share > FRAME_SHARE:
-            self._fail(frame_share)
-            return True
-        return False
+        if self.wait == 0:
+            return False
+        self.wait -= 1
+        return True
+
+    def gives_up(self, frame_share: float) -> bool:
+        """Whether too much of the frame changed for a try."""
+        if frame_share <= FRAME_SHARE:
+            return False
+        self._fail(frame_share)
+        return True
 
     def saw(self, gained: bool, frame_share: float) -> None:
         """Take note of a frame of which only changes were computed."""
