@@ -29,11 +29,16 @@ def temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8, direction: s
     check_shift(num_segments, fold_div, direction)
     if x.ndim != 4 or x.shape[0] % num_segments:
         raise ValueError(f"x must be [N * {num_segments}, C, H, W] (num_segments={num_segments}), got {describe(x)}")
-    fold = x.shape[1] // fold_div
-    groups = [(fold, 1), (fold, -1)] if direction == "both" else [(fold, -1)]
+    groups = shift_groups(x.shape[1], fold_div, direction)
     if exporting():
         return reference.channel_shift(x, num_segments, [n for n, _ in groups], [offset for _, offset in groups])
     return channel_shift(x, num_segments, groups)
+
+
+def shift_groups(channels: int, fold_div: int, direction: str) -> list[tuple[int, int]]:
+    """(channels, frames further on at which they are read) of the groups that a shift moves."""
+    fold = channels // fold_div
+    return [(fold, 1), (fold, -1)] if direction == "both" else [(fold, -1)]
 
 
 def exporting() -> bool:
@@ -71,6 +76,9 @@ class TemporalShift(nn.Module):
         memory = live.current()
         if memory is not None:
             return self.net(memory.shift(self, x))
+        fused = self._fused(x)
+        if fused is not None:
+            return fused
         return self.net(temporal_shift(x, self.num_segments, self.fold_div, self.direction))
 
     def __getattr__(self, name: str) -> Any:
@@ -81,6 +89,14 @@ class TemporalShift(nn.Module):
                 raise
             # Networks ask their convolutions for the stride to compute padding (transformers' MobileNetV2).
             return getattr(self.net, name)
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        from video._fused import shifted_convolution  # which knows the packed convolution, and that one this file
+
+        if x.ndim != 4 or x.shape[0] % self.num_segments or exporting():
+            return None
+        groups = shift_groups(x.shape[1], self.fold_div, self.direction)
+        return shifted_convolution(self.net, x, self.num_segments, groups)
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, fold_div={self.fold_div}, direction={self.direction!r}"

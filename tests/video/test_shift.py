@@ -85,3 +85,59 @@ def test_compiles_as_one_graph(device):
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         temporal_shift(torch.zeros(8, 24, 3, 3), *arguments)
+
+
+@pytest.fixture
+def fusing(monkeypatch):
+    """Every shifted 1×1 convolution that can be fused is, and each that was is counted."""
+    from video import _fused
+
+    calls = []
+    plain = _fused.shift_gemm
+    monkeypatch.setattr(_fused, "fused_pays", lambda *_: True)
+    monkeypatch.setattr(_fused, "shift_gemm", lambda *args: calls.append(args[-1]) or plain(*args))
+    return calls
+
+
+@pytest.mark.parametrize("direction", ["both", "past"])
+@pytest.mark.parametrize(("channels", "fold_div"), [(24, 8), (96, 8), (3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_into_the_convolution(dtype, channels, fold_div, direction, fusing):
+    from video._packed import PackedConv2d
+
+    conv = nn.Conv2d(channels, 20, 1).to(dtype).requires_grad_(False)
+    x = torch.randn(8, channels, 5, 6).to(dtype).to(memory_format=torch.channels_last)
+    expected = conv.double()(published(x.double(), 4, fold_div, direction))
+    conv.to(dtype)
+    for net, activation in [(conv, "none"), (PackedConv2d.of(conv, "relu6"), "relu6")]:
+        out = TemporalShift(net, 4, fold_div, direction)(x)
+        assert fusing.pop() == activation and not fusing
+        right = expected.clamp(0, 6) if activation == "relu6" else expected
+        assert out.is_contiguous(memory_format=torch.channels_last) and out.dtype == dtype
+        torch.testing.assert_close(out.double(), right, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-2)
+
+
+def test_not_fused_where_something_would_be_missed(fusing):
+    x = torch.randn(4, 16, 5, 6).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(16, 8, 1).requires_grad_(False)
+    others = [
+        nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(16, 8, 1, 2), nn.Conv2d(16, 8, 1, groups=2),
+        nn.Conv2d(16, 8, 1, padding=1), nn.Sequential(conv), nn.Conv2d(16, 8, 1),
+    ]  # fmt: skip
+    for net in others[:-1]:
+        net.requires_grad_(False)
+    for net in others:
+        torch.testing.assert_close(TemporalShift(net, 4)(x), net(published(x, 4, 8, "both")))
+    TemporalShift(conv, 4)(x.contiguous())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert TemporalShift(conv, 4)(x).dtype == torch.bfloat16
+    seen = []
+    handle = conv.register_forward_hook(lambda *_: seen.append(1))
+    TemporalShift(conv, 4)(x)
+    assert seen == [1]
+    handle.remove()
+    with pytest.raises(ValueError, match="num_segments=3"):
+        TemporalShift(conv, 3)(x)
+    assert not fusing
+    TemporalShift(conv, 4)(x)
+    assert len(fusing) == 1
