@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from video.reader.picture import Converter, Orientation, Size, luma, shown_size
+from video.reader.picture import Converter, Size, luma, shown_size
 
 if TYPE_CHECKING:
     import av
@@ -36,7 +36,7 @@ class Frame:
     ) -> None:
         self._picture = picture
         self._converter = converter
-        self._orientation = Orientation.of(picture)
+        self._orientation = converter.orientation(picture)
         self._rgb: tuple[tuple[int, int], torch.Tensor] | None = None
         self.index = index
         self.time = time

@@ -15,7 +15,7 @@ from video.reader.decoder import SKIP, Decoder
 from video.reader.errors import VideoError
 from video.reader.frame import Frame
 from video.reader.index import FrameIndex
-from video.reader.picture import Converter, Orientation, Size, resize_rgb, shown_size
+from video.reader.picture import Converter, Size, resize_rgb, shown_size
 
 
 class PacketTable(NamedTuple):
@@ -149,7 +149,7 @@ class VideoReader:
                 return self.index.height, self.index.width, 0
             with self._borrowed() as decoder:
                 ((_, picture),) = decoder.read([0])
-            orientation = Orientation.of(picture)
+            orientation = self._converter.orientation(picture)
             size = (picture.height, picture.width)
             self._shown = (*(size[::-1] if orientation.transpose else size), orientation.clockwise)
         return self._shown
@@ -224,7 +224,7 @@ class VideoReader:
             return
         with self._borrowed() as decoder:
             for number, picture in decoder.read(ordered):
-                yield number, self._converter.rgb(picture, size, Orientation.of(picture))
+                yield number, self._converter.rgb(picture, size, self._converter.orientation(picture))
 
     @contextmanager
     def _borrowed(self, motion_vectors: bool = False, skip: str = "none") -> Iterator[Decoder]:
