@@ -57,7 +57,7 @@ def test_finds_the_threshold_between_noise_and_change() -> None:
     assert isinstance(policy, LumaDifference) and policy.max_staleness == 200
     # Noise is at most 6 levels either way, a jump at least 58.
     assert 4 <= policy.threshold < 70
-    assert report.ok and report.fitted.flips <= 1 and report.fitted.answers == report.held_out.answers == 150
+    assert report.ok and report.fitted.flips <= 3 and report.fitted.answers == report.held_out.answers == 300
     share, computed = flips(reader, policy)
     assert share <= 0.01 and computed < 40
     assert f"threshold = {policy.threshold:.4g}" in str(report)
@@ -91,14 +91,13 @@ def test_the_simulation_leaves_out_what_the_decoder_does() -> None:
     both = evaluate(policy, [observe(LevelNetwork(), reader, PREPARE, skip="nonref")])
     assert both.computed == trace.counts["computed"] and both.computed <= 60
     assert both.flips == sum(a != b for a, b in zip(answers, dense))
-    assert report.fitted.answers == 60
+    assert report.fitted == both
 
 
 def test_bisection_is_as_good_as_trying_every_value() -> None:
     seen = [observe(LevelNetwork(), wandering(400, noise=12), PREPARE)]
     policy, report = search(LumaDifference(0), seen, 0.03)
-    fit = [seen[0].part(0, 200)]
-    scores = [evaluate(changed(policy, value), fit) for value in candidates(policy, fit)]
+    scores = [evaluate(changed(policy, value), seen) for value in candidates(policy, seen)]
     assert report.fitted.computed <= 1.1 * min(score.computed for score in scores if score.flip_rate <= 0.03) + 1
 
 
@@ -113,16 +112,18 @@ def test_held_out_frames_tell_when_the_threshold_does_not_hold() -> None:
     # Steps of 15 levels within one class, then steps of 8 levels from one class to the next (at 63.75).
     first, second = ([10, 25] * 10 + [200] * 5) * 2, [60, 68] * 25
     _, report = calibrate(LumaDifference(0), LevelNetwork(), video(first + second), preprocess=PREPARE)
-    assert report.fitted.flips == 0 and report.fitted.computed < 20
+    # What is right for all is careful enough for the second half; what the first half alone chooses is not.
+    assert report.fitted.flips == 0 and report.value < 8
     assert report.held_out.flips > 10 and not report.ok
 
 
 def test_confidence_is_calibrated_on_several_videos() -> None:
-    readers = [wandering(40, seed=seed, noise=0) for seed in range(20)]
+    clear = [video([32 + 64 * (seed % 4)] * 40) for seed in range(12)]
+    readers = clear + [wandering(40, seed=seed, noise=30) for seed in range(8)]
     policy, report = calibrate(Confidence(1.0, frames=8), LevelNetwork(), readers, 0.1, preprocess=PREPARE)
     assert isinstance(policy, Confidence) and 0 < policy.threshold < 1
-    assert report.fitted.flip_rate <= 0.1 and report.fitted.answers == report.held_out.answers == 10
-    assert report.fitted.computed < report.fitted.dense == 80
+    assert report.fitted.flip_rate <= 0.1 and report.fitted.answers == report.held_out.answers == 20
+    assert report.fitted.computed < report.fitted.dense == 160
 
 
 def test_nothing_to_gain() -> None:

@@ -34,6 +34,10 @@ class Score:
     computed: int
     dense: int
 
+    def __add__(self, other: Score) -> Score:
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Score(*(a + b for a, b in pairs))
+
     @property
     def flip_rate(self) -> float:
         return self.flips / self.answers if self.answers else 0.0
@@ -45,11 +49,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The threshold found and what it cost, on the frames that chose it and on those that did not.
+    """The threshold found and what it cost.
 
     Attributes:
-        held_out: the honest estimate.
-        ok: whether it too stays within max_flips.
+        fitted: on all frames, which chose it.
+        held_out: the honest estimate for other footage: each half with the value that the other half alone chooses.
+        ok: whether the estimate too stays within max_flips; if not, the footage is too short or too uneven.
     """
 
     parameter: str
@@ -87,9 +92,10 @@ def calibrate(
 ) -> tuple[Policy, Calibration]:
     """The policy with the parameter that computes least while at most `max_flips` of the best classes change.
 
-    The dense network runs once over every frame; the policy is then simulated on what was seen. The first half of
-    every video chooses, the second half reports. Confidence, which gives one answer for each video, needs several:
-    every other one chooses.
+    The dense network runs once over every frame; the policy is then simulated on what was seen. All of
+    it chooses; for the estimate each half of every video reports on the choice of the other half. Confidence, which
+    gives one answer for each video, needs several, which it halves by taking every other one. A LearnedGate should be
+    calibrated on other footage than it was fitted to.
 
     Args:
         policy: its other settings stay; the present value of its parameter does not matter.
@@ -116,36 +122,44 @@ def calibrate(
 
 def search(policy: Policy, seen: Sequence[Observation], max_flips: float = 0.01) -> tuple[Policy, Calibration]:
     """`calibrate` on videos that have been observed already."""
-    fit, held_out = halves(policy, seen)
-    values = candidates(policy, fit)
-
-    def score(position: int) -> Score:
-        return evaluate(changed(policy, values[position]), fit)
-
-    step = max(1, len(values) // _GRID)
-    scores = {position: score(position) for position in [*range(0, len(values), step), len(values) - 1] if values}
-    passing = [position for position, one in scores.items() if one.flip_rate <= max_flips]
-    best = min(passing, key=lambda position: (scores[position].computed, position), default=None)
-    if best is not None:
-        low, high = best, min((position for position in scores if position > best), default=best)
-        while high - low > 1:
-            middle = (low + high) // 2
-            scores[middle] = score(middle)
-            low, high = (middle, high) if scores[middle].flip_rate <= max_flips else (low, middle)
-        best = min(best, low, key=lambda position: scores[position].computed)
-    if best is None or scores[best].computed_share > 1 - _LEAST_GAIN:
-        share = 1.0 if best is None else scores[best].computed_share
+    parts = halves(policy, seen)
+    best, score = choose(policy, seen, max_flips)
+    if best is None or score.computed_share > 1 - _LEAST_GAIN:
         raise NothingToGainError(
             f"nothing can be gained with {type(policy).__name__}: at {max_flips:.2%} changed answers it computes "
-            f"{share:.1%} of the frames"
+            f"{score.computed_share:.1%} of the frames"
         )
-    found = changed(policy, values[best])
+    held_out = Score(0, 0, 0, 0)
+    for own, other in (parts, parts[::-1]):
+        value, _ = choose(policy, own, max_flips)
+        held_out += dense_score(policy, other) if value is None else evaluate(changed(policy, value), other)
     assert policy.parameter is not None
-    return found, Calibration(policy.parameter, values[best], max_flips, scores[best], evaluate(found, held_out))
+    return changed(policy, best), Calibration(policy.parameter, best, max_flips, score, held_out)
+
+
+def choose(policy: Policy, seen: Sequence[Observation], max_flips: float) -> tuple[float | None, Score]:
+    """The value that computes least within max_flips and its score; None and that of the dense run if there is none."""
+    values = candidates(policy, seen)
+
+    def score(position: int) -> Score:
+        return evaluate(changed(policy, values[position]), seen)
+
+    scores = {i: score(i) for i in [*range(0, len(values), max(1, len(values) // _GRID)), len(values) - 1] if values}
+    passing = [position for position, one in scores.items() if one.flip_rate <= max_flips]
+    if not passing:
+        return None, dense_score(policy, seen)
+    best = min(passing, key=lambda position: (scores[position].computed, position))
+    low, high = best, min((position for position in scores if position > best), default=best)
+    while high - low > 1:
+        middle = (low + high) // 2
+        scores[middle] = score(middle)
+        low, high = (middle, high) if scores[middle].flip_rate <= max_flips else (low, middle)
+    best = min(best, low, key=lambda position: scores[position].computed)
+    return values[best], scores[best]
 
 
 def halves(policy: Policy, seen: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:
-    """What chooses the value and what reports on it."""
+    """Two parts of equal weight."""
     if policy.reads == "scores":
         if len(seen) < 2 or any(len(one) == 0 for one in seen):
             raise ValueError(
@@ -170,7 +184,7 @@ def evaluate(policy: Policy, seen: Sequence[Observation]) -> Score:
             _, answer, visited = simulate_exit(policy, one)
             answers, computed = answers + 1, computed + visited
             flips += answer != int(one.outputs.mean(0).argmax())
-            dense += len(policy.order(len(one), [i for i, key in enumerate(one.is_keyframe) if key]) or [])
+            dense += visits(policy, one)
         else:
             decisions, sources = simulate(policy, one)
             best = one.answers
@@ -178,6 +192,20 @@ def evaluate(policy: Policy, seen: Sequence[Observation]) -> Score:
             flips += int((best[sources] != best).sum()) if len(one) else 0
             computed += sum(decision.action == COMPUTE for decision in decisions)
     return Score(answers, flips, computed, dense)
+
+
+def dense_score(policy: Policy, seen: Sequence[Observation]) -> Score:
+    """Every frame computed, nothing changed."""
+    if policy.reads == "scores":
+        dense = sum(visits(policy, one) for one in seen)
+        return Score(len(seen), 0, dense, dense)
+    frames = sum(len(one) for one in seen)
+    return Score(frames, 0, frames, frames)
+
+
+def visits(policy: Policy, seen: Observation) -> int:
+    """Frames that a policy with an order of its own visits if it never exits."""
+    return len(policy.order(len(seen), [index for index, key in enumerate(seen.is_keyframe) if key]) or [])
 
 
 def candidates(policy: Policy, seen: Sequence[Observation]) -> list[float]:
