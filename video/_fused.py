@@ -12,7 +12,7 @@ from video._packed import PackedConv2d
 def shifted_convolution(net: nn.Module, x: Tensor, num_segments: int, groups: list[tuple[int, int]]) -> Tensor | None:
     """`net(channel_shift(x, num_segments, groups))` without the shifted copy; None where that is not to be had.
 
-    It is to be had where `net` is a plain 1×1 convolution that nothing watches, x [N * T, C, H, W] lies channels-last, no
+    That is where `net` is a plain 1×1 convolution that nothing watches, x [N * T, C, H, W] lies channels-last, no
     gradient is recorded, and `fused_pays`.
     """
     packed = type(net) is PackedConv2d
@@ -25,8 +25,7 @@ def shifted_convolution(net: nn.Module, x: Tensor, num_segments: int, groups: li
         or x.dtype != weight.dtype
         or x.device != weight.device
         or c != net.in_channels
-        or (torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad))
+        or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         or torch.is_autocast_enabled(x.device.type)
         or not x.is_contiguous(memory_format=torch.channels_last)
         or not fused_pays(c, net.out_channels, h * w, x.dtype, x.device, packed)
