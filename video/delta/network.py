@@ -172,6 +172,12 @@ class DeltaNetwork(nn.Module):
         self.trace = [work for work in trace if work is not None]
         return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)
 
+    def variant(self, threshold: Threshold, adapt: bool) -> DeltaNetwork:
+        """The network with another threshold and policy. Plans and typical sizes are shared, not made anew."""
+        network = DeltaNetwork(self.model, threshold, self.dtype, None, adapt)
+        network.scales, network._plans = self.scales, self._plans
+        return network
+
     def dense(self, frames: Tensor) -> Any:
         """The network as a whole on frames [B, C, H, W], each the first of its stream: dense, but folded."""
         check_frames(frames)

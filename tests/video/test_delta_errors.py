@@ -1,0 +1,102 @@
+"""Bad arguments of `video.delta`, and its calibration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.video.delta_clips import Function, classifier, conv, patch_clip
+from video import delta
+from video.insert import add_temporal_shift
+from video.models import create
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return classifier(conv(3, 16, 3, 2), conv(16, 16), channels=16)
+
+
+@pytest.mark.parametrize("threshold", [-1, math.nan, "0.1", {"": -0.5}, {"frame": math.nan}])
+def test_thresholds_are_numbers_of_at_least_zero(model: nn.Module, threshold) -> None:
+    with pytest.raises(ValueError, match="threshold.* must be a number of at least 0, got"):
+        delta.accelerate(model, threshold)
+
+
+def test_unknown_layers_and_dtypes(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"names a layer 'conv2d_7' that is not there; close ones: conv2d"):
+        delta.accelerate(model, {"conv2d_7": 0.1}, example=patch_clip(1))
+    with pytest.raises(ValueError, match="dtype must be None, 'auto'"):
+        delta.accelerate(model, dtype=torch.int8)
+    with pytest.raises(ValueError, match="frame_threshold must be a number of at least 0, got nan"):
+        delta.accelerate(model, frame_threshold=math.nan)
+
+
+def test_networks_that_cannot_run(model: nn.Module) -> None:
+    both = add_temporal_shift(create("resnet18", num_classes=4), 8, direction="both").eval()
+    with pytest.raises(ValueError, match="cannot read the frame to come"):
+        delta.accelerate(both)
+    with pytest.raises(ValueError, match="must be in evaluation mode"):
+        delta.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    branches = Function(lambda x: x if x.sum() > 0 else -x).eval()
+    with pytest.raises(ValueError, match=r"model \(Function\) cannot be captured by torch.export for frames"):
+        delta.accelerate(branches, example=patch_clip(1))
+    with pytest.raises(ValueError, match="for inference only"):
+        delta.accelerate(model).train()
+
+
+def test_frames_and_states_that_do_not_fit(model: nn.Module) -> None:
+    fast = delta.accelerate(model)
+    clip = patch_clip(4)
+    with pytest.raises(ValueError, match=r"frames must be normalised floating-point \[B, C, H, W\], got uint8"):
+        fast.step(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    _, state = fast.step(clip[:2])
+    with pytest.raises(ValueError, match="state holds 2 streams, frames are of 1"):
+        fast.step(clip[:1], state)
+    with pytest.raises(ValueError, match=r"frames changed from float32 \[2, 3, 40, 40\].* start with a fresh state"):
+        fast.step(patch_clip(2, 44), state)
+    with pytest.raises(ValueError, match="state is of another network"):
+        delta.accelerate(classifier(conv(3, 8), channels=8)).step(clip[:2], state)
+
+
+def test_values_that_are_not_numbers_come_through(model: nn.Module) -> None:
+    clip = patch_clip(4)
+    clip[1, 0, 5, 5] = math.nan
+    out = delta.accelerate(model, 0.1, adapt=False)(clip)
+    assert out[1].isnan().all()
+    assert not out[[0, 2, 3]].isnan().any()
+
+
+def test_calibration_finds_the_largest_harmless_threshold(model: nn.Module) -> None:
+    clip = patch_clip(60, noise=0.03)
+    found = delta.calibrate(model, clip, max_flips=0.05)
+    assert found.frames == 60 and found.flips <= 0.05
+    assert found.network.threshold == found.threshold > 0
+    right = model(clip).argmax(1)
+    live = found.network.variant(found.threshold, adapt=False)(clip).argmax(1)
+    assert (live != right).double().mean().item() == pytest.approx(found.flips)
+    larger = [each for each in found.tried if each.threshold > found.threshold]
+    assert larger and all(each.flips > 0.05 for each in larger)
+    assert "answers changed" in str(found)
+
+
+def test_calibration_takes_frames_one_by_one(model: nn.Module) -> None:
+    fast = delta.accelerate(model, 0.3)
+    found = delta.calibrate(fast, (frame for frame in patch_clip(10)), 1.0, candidates=(0.1, 0.2))
+    assert found.network is fast and fast.threshold == 0.2
+
+
+def test_calibration_refuses(model: nn.Module) -> None:
+    clip = patch_clip(3)
+    with pytest.raises(ValueError, match="max_flips must be a share from 0 to 1, got nan"):
+        delta.calibrate(model, clip, math.nan)
+    with pytest.raises(ValueError, match="video must have frames, got none"):
+        delta.calibrate(model, clip[:0])
+    with pytest.raises(ValueError, match=r"frames \[C, H, W\], got str"):
+        delta.calibrate(model, ["frame"])
+    with pytest.raises(ValueError, match="candidates must be positive numbers, ascending"):
+        delta.calibrate(model, clip, candidates=(0.2, 0.1))
+    with pytest.raises(ValueError, match=r"must return logits \[B, classes\], got float32"):
+        delta.calibrate(nn.Conv2d(3, 4, 3).eval(), clip)

@@ -1,0 +1,147 @@
+"""The largest threshold that leaves a network's answers as they are, found on unlabelled video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from common_kernels._checks import describe
+from video.delta.network import DeltaNetwork
+from video.preprocess import Preprocess
+from video.state import StreamState
+
+# From a change that no one sees to one as large as the values themselves.
+CANDIDATES = tuple(round(0.005 * 2 ** (step / 2), 5) for step in range(16))
+
+
+@dataclass(frozen=True)
+class Try:
+    """A threshold, the share of answers that it changed, and the share of multiplications that it left."""
+
+    threshold: float
+    flips: float
+    work: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found.
+
+    Attributes:
+        network: with the threshold set.
+        threshold: 0 where no candidate changes few enough answers.
+        flips: share of the frames whose best class differs from the dense network's.
+        frames: how many were seen.
+        work: mean share of the dense multiplications, were every frame run by its changes (NaN on a GPU).
+        tried: in the order of trying.
+    """
+
+    network: DeltaNetwork
+    threshold: float
+    flips: float
+    frames: int
+    work: float
+    tried: tuple[Try, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"threshold {self.threshold:g}: {self.flips:.2%} of {self.frames} answers changed, "
+            f"{self.work:.1%} of the multiplications done"
+        )
+
+
+def calibrate(
+    network: nn.Module,
+    video: Any,
+    max_flips: float = 0.01,
+    *,
+    preprocess: Callable[[Tensor], Tensor] | None = None,
+    candidates: Sequence[float] = CANDIDATES,
+) -> Calibration:
+    """Find by bisection the largest threshold with which at most `max_flips` of the best classes change.
+
+    Answers are compared with those at threshold 0, which are the dense network's. The frames need no labels; take some
+    that are like those to come, a few hundred or more: one answer of a hundred cannot be seen on fewer.
+
+    Args:
+        network: a DeltaNetwork, whose threshold is set, or a network for `accelerate`.
+        video: frames [T, C, H, W] of one stream, normalised; an iterable of frames [C, H, W]; or a `VideoReader`.
+        preprocess: for a `VideoReader`, from uint8 [1, H, W, 3] to [crops, 1, C, h, w], of which the first crop is
+            taken; `Preprocess()` by default.
+        candidates: thresholds to choose from, ascending.
+
+    Raises:
+        ValueError: no frames, an output that is not logits [B, classes], arguments out of range.
+    """
+    if not 0 <= max_flips <= 1:
+        raise ValueError(f"max_flips must be a share from 0 to 1, got {max_flips}")
+    candidates = [float(each) for each in candidates]
+    if not candidates or candidates != sorted(candidates) or not all(0 < each < math.inf for each in candidates):
+        raise ValueError(f"candidates must be positive numbers, ascending, got {candidates}")
+    delta = network if isinstance(network, DeltaNetwork) else DeltaNetwork(network)
+    frames = _frames(video, preprocess)
+    right, _ = _answers(delta.variant(0.0, adapt=True), frames())
+    if not len(right):
+        raise ValueError("video must have frames, got none")
+    tried: list[Try] = []
+    low, high = 0, len(candidates)  # candidates[:low] change few enough answers, candidates[high:] too many
+    while low < high:
+        middle = (low + high) // 2
+        answers, work = _answers(delta.variant(candidates[middle], adapt=False), frames())
+        tried.append(Try(candidates[middle], (answers != right).double().mean().item(), work))
+        if tried[-1].flips <= max_flips:
+            low = middle + 1
+        else:
+            high = middle
+    best = max((each for each in tried if each.flips <= max_flips), key=lambda each: each.threshold, default=None)
+    if best is None:
+        answers, work = _answers(delta.variant(0.0, adapt=False), frames())
+        best = Try(0.0, (answers != right).double().mean().item(), work)
+        tried.append(best)
+    delta.threshold = best.threshold
+    return Calibration(delta, best.threshold, best.flips, len(right), best.work, tuple(tried))
+
+
+def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callable[[], Iterator[Tensor]]:
+    """A function that begins the frames anew, each [1, C, H, W]."""
+    if hasattr(video, "frames"):
+        prepare = Preprocess() if preprocess is None else preprocess
+        return lambda: (prepare(frame.rgb()[None])[0] for frame in video.frames())
+    if preprocess is not None:
+        raise ValueError("preprocess is for a VideoReader: frames must be normalised already")
+    frames: Iterable[Tensor] = video if isinstance(video, Tensor) else list(video)
+
+    def each() -> Iterator[Tensor]:
+        for frame in frames:
+            if not isinstance(frame, Tensor) or frame.ndim != 3:
+                got = describe(frame) if isinstance(frame, Tensor) else type(frame).__name__
+                raise ValueError(f"video must be a VideoReader or frames [C, H, W], got {got}")
+            yield frame[None]
+
+    return each
+
+
+def _answers(network: DeltaNetwork, frames: Iterator[Tensor]) -> tuple[Tensor, float]:
+    """The best class of each frame, int64 [T], and the mean share of the multiplications after the first."""
+    state: StreamState | None = None
+    answers, work = [], []
+    for frame in frames:
+        output, state = network.step(frame, state)
+        logits = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        if logits is None or logits.ndim != 2:
+            got = type(output).__name__ if logits is None else describe(logits)
+            raise ValueError(f"the network must return logits [B, classes], got {got}")
+        answers.append(logits.argmax(1).cpu())
+        last = network.last_work
+        counted = last is not None and (last.mode != "changed" or last.computed)
+        work.append(last.share if last is not None and counted else math.nan)
+    if not answers:
+        return torch.empty(0, dtype=torch.int64), math.nan
+    later = work[1:] or work
+    return torch.cat(answers), sum(later) / len(later)
