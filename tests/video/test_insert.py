@@ -181,7 +181,7 @@ def test_too_few_channels_are_left_out() -> None:
 
 def test_the_network_is_otherwise_left_alone() -> None:
     model = create("resnet18", width=8).train()
-    model.layer2[0].bn1.eval()
+    model.layer2[0].conv1.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     state = {key: value.clone() for key, value in model.state_dict().items()}
     generator = torch.get_rng_state()

@@ -69,9 +69,12 @@ def test_keys() -> None:
     assert mobilenet["classifier.1.weight"].shape == (1000, 1280)
 
 
-@pytest.mark.parametrize(("width", "last", "second"), [(0.35, 1280, 8), (0.5, 1280, 8), (1.4, 1792, 24)])
-def test_mobilenet_v2_width(width: float, last: int, second: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "last", "first", "second"), [(0.35, 1280, 16, 8), (0.5, 1280, 16, 8), (1.4, 1792, 48, 24)]
+)
+def test_mobilenet_v2_width(width: float, last: int, first: int, second: int) -> None:
     state = MobileNetV2(width=width, num_classes=2).state_dict()
+    assert state["features.0.0.weight"].shape[0] == first  # 11.2 becomes 16: 8 is more than 10 % less
     assert state["classifier.1.weight"].shape == (2, last)
     assert state["features.1.conv.1.weight"].shape[0] == second
 
