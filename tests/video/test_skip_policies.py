@@ -218,7 +218,6 @@ def test_luma_change_against_plain_arithmetic() -> None:
     blocks = [inner[y : y + 8, x : x + 8].mean() for y in range(0, 40, 8) for x in range(0, 64, 8)]
     change = luma_change(a, b)
     assert change == pytest.approx((difference.mean(), max(blocks)))
-    assert luma_change(a, b[1:]) is None
     assert luma_change(a[:5], b[:5]) == pytest.approx((difference[:5].mean(), 0))
 
 

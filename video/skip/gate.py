@@ -17,7 +17,7 @@ from torch import Tensor
 
 from video.skip.observation import Observation, observe
 from video.skip.policy import COMPUTE, REUSE, Decision, Policy, PolicyState, check_number, lead
-from video.skip.signals import BLOCK, Array, Signals, absolute_difference, block_sums
+from video.skip.signals import BLOCK, Array, Signals, absolute_difference, block_sums, mean_of
 
 FEATURES = (
     "mean difference", "largest block", "mean of the most changed tenth", "share of changed blocks", "brightness",
@@ -201,11 +201,11 @@ def luma_features(luma: Array, reference: Array) -> list[float]:
         blocks = difference.ravel().astype(np.float64)
     most = np.partition(blocks, -max(1, len(blocks) // 10))[-max(1, len(blocks) // 10) :]
     return [
-        math.log(float(difference.mean()) + _LEAST),
+        math.log(mean_of(difference) + _LEAST),
         math.log(float(most.max()) + _LEAST),
         math.log(float(most.mean()) + _LEAST),
         math.log(float((blocks > _CHANGED).mean()) + _LEAST),
-        math.log(abs(float(luma.mean()) - float(reference.mean())) + _LEAST),
+        math.log(abs(mean_of(luma) - mean_of(reference)) + _LEAST),
     ]
 
 

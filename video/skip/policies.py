@@ -99,7 +99,6 @@ class LumaDifference(Policy):
     def judge(self, signals: Signals, state: PolicyState) -> Decision:
         assert state.reference is not None
         change = signals.change(state.reference)
-        assert change is not None
         value = max(change.mean, self.local * change.peak)
         if self.relative:
             if signals.scores is None:

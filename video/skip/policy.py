@@ -123,11 +123,12 @@ class Policy(ABC):
         if state.seen == 0:
             return Decision(COMPUTE, "first frame")
         if self._compares_luma and state.reference is not None:
-            change = signals.change(state.reference)
-            if change is None:
+            if signals.luma.shape != state.reference.shape:
                 return Decision(COMPUTE, "new resolution", reset=True)
-            if self.scene_cut is not None and change.mean >= self.scene_cut:
-                return Decision(COMPUTE, "scene cut", change.mean, reset=True)
+            if self.scene_cut is not None:
+                mean = signals.change(state.reference).mean
+                if mean >= self.scene_cut:
+                    return Decision(COMPUTE, "scene cut", mean, reset=True)
         if self.max_staleness is not None and state.staleness >= self.max_staleness:
             return Decision(COMPUTE, "stale")
         return self.judge(signals, state)

@@ -75,7 +75,7 @@ class Signals:
         self._frame: FrameLike | None = None
         self._luma = luma
         self._motion = motion
-        self._change: tuple[Array, Change | None] | None = None
+        self._change: tuple[Array, Change] | None = None
 
     @property
     def frame(self) -> FrameLike:
@@ -100,8 +100,8 @@ class Signals:
             self._motion = mean_motion(self.frame.motion_vectors)
         return self._motion
 
-    def change(self, reference: Array) -> Change | None:
-        """How the luma differs from the thumbnail `reference`; None where their shapes do."""
+    def change(self, reference: Array) -> Change:
+        """How the luma differs from the thumbnail `reference`, of the same shape."""
         if self._change is None or self._change[0] is not reference:
             self._change = (reference, luma_change(self.luma, reference))
         return self._change[1]
@@ -114,17 +114,17 @@ def thumbnail(luma: Tensor) -> Array:
     return np.array(plane[::step, ::step])
 
 
-def luma_change(a: Array, b: Array) -> Change | None:
-    """Mean and largest blockwise mean of |a - b|; None where the shapes differ.
-
-    Up to three samples at a border belong to no block.
-    """
-    if a.shape != b.shape:
-        return None
+def luma_change(a: Array, b: Array) -> Change:
+    """Mean and largest blockwise mean of |a - b|; up to four samples at a border belong to no block."""
     difference = absolute_difference(a, b)
     sums = block_sums(difference)
     peak = float(sums.max()) / BLOCK**2 if sums.size else 0.0
-    return Change(float(difference.mean()), max(peak, 0.0))
+    return Change(mean_of(difference), peak)
+
+
+def mean_of(x: Array) -> float:
+    """Mean of uint8; summing in integers takes half the time of numpy's mean."""
+    return int(x.sum(dtype=np.uint32)) / max(1, x.size)
 
 
 def absolute_difference(a: Array, b: Array) -> Array:
