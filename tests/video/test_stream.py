@@ -29,8 +29,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn1(self.conv1(x))
         # In place: a memory that were a view of x would change with it.
-        return x.relu_() + self.bn1(self.conv1(x))
+        return x.relu_() + branch
 
 
 def network(direction: str = "past", num_segments: int = 8, seed: int = 0) -> nn.Sequential:
@@ -201,10 +202,16 @@ def test_channels_last_equals_contiguous(tmp_path: Path) -> None:
     frames = torch.stack([f.contiguous(memory_format=torch.channels_last) for f in frames])
     first, state = run(stream, frames[:3])
     assert state is not None
-    # A file keeps values, not memory formats; the answers do not change by it.
+    # A file keeps values, not memory formats; what the layers get does not change by it.
     kept = state.clone()
     state.save(tmp_path / "state")
+    formats = []
+    hook = stream.model[1].conv1.net.register_forward_pre_hook(  # type: ignore[index,union-attr]
+        lambda _, x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last))
+    )
     second, _ = run(stream, frames[3:], StreamState.load(tmp_path / "state"))
+    hook.remove()
+    assert formats == [True] * 3
     third, _ = run(stream, frames[3:], kept)
     torch.testing.assert_close(torch.cat([first, second]), plain, rtol=0, atol=1e-5)
     assert torch.equal(second, third)
