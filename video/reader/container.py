@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -73,3 +74,14 @@ def set_threads(stream: av.video.stream.VideoStream, threads: int) -> None:
     context = stream.codec_context
     context.thread_count = threads
     context.thread_type = "NONE" if threads == 1 else "AUTO"
+
+
+def release(container: av.container.InputContainer, pid: int) -> None:
+    """Close a container that process `pid` opened; in a forked child of it, keep it for ever instead.
+
+    The threads of its decoder do not exist in the child: freeing the decoder there would wait for them without end.
+    """
+    if os.getpid() == pid:
+        container.close()
+    else:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(container))

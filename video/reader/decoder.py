@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from video.reader.container import import_av, open_container, set_threads, video_stream
+from video.reader.container import import_av, open_container, release, set_threads, video_stream
 from video.reader.errors import VideoError
 from video.reader.index import FrameIndex
 
@@ -64,10 +64,11 @@ class Decoder:
         container, self._container, self._stream = self._container, None, None
         self._forget_position()
         if container is not None:
-            if self._pid == os.getpid():
-                container.close()
-            else:  # the parent's threads do not exist in this child: tearing their decoder down would wait for them
-                _ABANDONED.append(container)
+            release(container, self._pid)
+
+    def __del__(self) -> None:
+        # PyAV's objects form a cycle: left to the collector, it might run in a forked child.
+        self.close()
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """(number, frame) for every one of `indices`, in their order.
@@ -280,10 +281,6 @@ class Decoder:
         where = f"frame {i} of {len(self.index)} at {self.index.seconds(int(self.index.pts[i])):.3f} s"
         why = f": {self._failure}" if self._failure is not None else ""
         return VideoError(f"{self.index.path}: {where} does not decode, the file is damaged there{why}")
-
-
-# Decoders that came into a forked child from its parent; kept, because freeing one joins threads that do not exist.
-_ABANDONED: list[Any] = []
 
 
 def _ascending_runs(indices: Sequence[int]) -> Iterator[list[int]]:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from video.reader.container import import_av, open_container, set_threads, video_stream
+from video.reader.container import import_av, open_container, release, set_threads, video_stream
 from video.reader.errors import VideoError
 from video.reader.frame import Frame
 from video.reader.picture import Converter
@@ -65,7 +65,8 @@ class LiveSource:
         self.n_frames = 0
         self.n_damaged = 0
         self._container: av.container.InputContainer | None = container
-        self._stream = stream
+        self._stream: Any = stream
+        self._pid = os.getpid()
         self._timeout = timeout
         self._follow = follow
         self._pipe = pipe
@@ -90,11 +91,14 @@ class LiveSource:
     def close(self) -> None:
         """Stop reading and give back the device or connection; iteration ends."""
         self._iterator.close()
-        container, self._container = self._container, None
+        container, self._container, self._stream = self._container, None, None
         if container is not None:
-            container.close()
+            release(container, self._pid)
         if self._pipe is not None:
             self._pipe.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _read(self) -> Generator[Frame, None, None]:
         context, rate = self._stream.codec_context, self._stream.average_rate or self._stream.guessed_rate
@@ -135,7 +139,7 @@ class LiveSource:
         assert self._container is not None  # `close` ends the iteration first
         packets = self._container.demux(self._stream)
         started, errors_in_a_row = False, 0
-        broken: VideoError | None = None
+        broken: str | None = None
         while broken is None:
             try:
                 packet = next(packets, None)
@@ -146,13 +150,13 @@ class LiveSource:
                 if errors_in_a_row < _MAX_ERRORS:
                     packets = self._container.demux(self._stream)
                     continue
-                broken = VideoError(f"{self.source}: {errors_in_a_row} unreadable packets in a row")
+                broken = f"{errors_in_a_row} unreadable packets in a row"
             except (av.error.ExitError, TimeoutError):  # nothing came for `timeout` seconds
                 packet = None
                 if not self._follow:
-                    broken = VideoError(f"{self.source}: no data for {self._timeout:g} s after frame {self.n_frames}")
+                    broken = f"no data for {self._timeout:g} s"
             except (av.error.FFmpegError, OSError) as error:
-                broken = VideoError(f"{self.source}: broke off after frame {self.n_frames} ({error})")
+                broken = f"broke off ({error})"
             if broken is not None or packet is None or not packet.size:
                 break
             started = started or packet.is_keyframe
@@ -160,7 +164,7 @@ class LiveSource:
                 yield packet
         yield None  # what the decoder still holds comes out before the error
         if broken is not None:
-            raise broken
+            raise VideoError(f"{self.source}: {broken} after {self.n_frames} frames")
 
 
 def open_live(

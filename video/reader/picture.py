@@ -155,7 +155,10 @@ class Converter:
                 self._scalers.clear()
             scaler = self._scalers[key] = reformatter.VideoReformatter()
         shrinks = height <= frame.height and width <= frame.width and not same
-        way = reformatter.Interpolation.AREA if shrinks else reformatter.Interpolation.BILINEAR
+        ways = reformatter.Interpolation
+        way = ways.AREA if shrinks else ways.BILINEAR
+        if not same:
+            way |= ways.FULL_CHR_H_INT  # else two neighbours share one colour
         rgb = scaler.reformat(frame, width=width, height=height, format="rgb24", interpolation=way, threads=1)
         rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
         return torch.from_numpy(np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3))
