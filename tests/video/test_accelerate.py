@@ -35,7 +35,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.act = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.Hardswish()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16, eps=0.1), nn.Hardswish()
         self.seen_conv, self.seen_norm = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16, affine=False)
         self.twice_conv = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
         self.twice_norm, self.twice_act = nn.BatchNorm2d(16), nn.ReLU()
