@@ -86,10 +86,10 @@ def _moved_row(element: Any, size: int, widen: Callable[[Any, Any], Any]) -> Any
 
             def body(at: Any, lanes: int) -> None:
                 offset, typ = builder.mul(at, I64(size)), ir.VectorType(element, lanes)
-                values = [
+                fresh, old = (
                     widen(builder, _load(builder, builder.add(address, offset), typ, size)) for address in (new, kept)
-                ]
-                near.compare(*values, spread(builder, threshold, ir.VectorType(F32, lanes)))
+                )
+                near.compare(fresh, old, spread(builder, threshold, ir.VectorType(F32, lanes)))
 
             over_lanes(builder, n, body)
             return near.moved()
