@@ -67,7 +67,7 @@ def export_onnx(
         batch: clips or streams; None leaves their number free.
         size: height and width of the frames, in pixels.
         class_names: meaning of the logits; None takes them from the model's card, if it has one.
-        preprocess: what frames have to go through.
+        preprocess: what frames have to go through; None takes size, mean and standard deviation from the card.
 
     Raises:
         ValueError: a network or argument that cannot be exported.
@@ -171,12 +171,15 @@ def _metadata(
         metadata["num_segments"] = str(shifts[0].num_segments)
         metadata["fold_div"] = str(shifts[0].fold_div)
         metadata["direction"] = shifts[0].direction
+    card = getattr(model, "card", None)
     if class_names is None:
-        class_names = getattr(getattr(model, "card", None), "class_names", None)
+        class_names = getattr(card, "class_names", None)
     if class_names:
         metadata["class_names"] = json.dumps(list(class_names))
-    if preprocess is not None:
-        stated = {name: getattr(preprocess, name) for name in ("resize", "size", "mean", "std", "crops")}
+    source = card if preprocess is None else preprocess
+    if source is not None:
+        names = ("resize", "size", "mean", "std", "crops")
+        stated = {name: getattr(source, name) for name in names if hasattr(source, name)}
         metadata["preprocess"] = json.dumps({**stated, "colors": "RGB", "range": [0, 1]})
     if live:
         metadata["states"] = json.dumps(list(zip(network.inputs[1:], network.outputs[1:], strict=True)))

@@ -67,7 +67,7 @@ class Stream:
 class LiveNetwork(nn.Module):
     """A network of one frame in which the memory is spelled out: (frame, *states) -> (output, *new states).
 
-    For export, compilation and whatever else wants a function without hidden inputs; `Stream` is the comfortable form.
+    For export, graph capture and what else wants a function without hidden inputs; `Stream` is the comfortable form.
     States are [B, f, h, w], in the order of `state_names`; zeros start a stream.
 
     Raises:

@@ -16,7 +16,8 @@ from video import export
 from video.export import export_onnx
 from video.insert import add_temporal_shift
 from video.models import TSM, create
-from video.preprocess import Preprocess
+from video.preprocess import IMAGENET_MEAN, Preprocess
+from video.pretrained import ModelCard
 from video.stream import Stream
 
 pytest.importorskip("onnx")
@@ -111,6 +112,15 @@ def test_metadata(tmp_path: Path) -> None:
     }
     stated = json.loads(metadata["preprocess"])
     assert (stated["size"], stated["resize"], stated["colors"]) == (48, 64, "RGB")
+
+
+def test_metadata_of_a_network_with_a_card(tmp_path: Path) -> None:
+    model = tsm()
+    model.card = ModelCard("small", "TSM", {}, ("a", "b", "c", "d", "e"), size=48)  # type: ignore[assignment]
+    metadata = export_onnx(model, tmp_path / "m", size=48, batch=1).metadata
+    assert json.loads(metadata["class_names"]) == ["a", "b", "c", "d", "e"]
+    stated = json.loads(metadata["preprocess"])
+    assert (stated["size"], stated["mean"]) == (48, list(IMAGENET_MEAN))
 
 
 def test_a_users_network_with_shift_answers_per_frame(tmp_path: Path) -> None:
