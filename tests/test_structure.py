@@ -42,8 +42,8 @@ COMPILER_FILES = {
 # Public names that code outside this repository relies on.
 CONTRACT: dict[str, set[str]] = {
     "common_kernels": {
-        "CoordinateTable", "KernelMap", "compact", "gather_gemm", "gather_rows", "kernel_map", "scatter_add_rows",
-        "segment_reduce",
+        "CoordinateTable", "KernelMap", "channel_shift", "compact", "gather_gemm", "gather_rows", "kernel_map",
+        "scatter_add_rows", "segment_reduce",
     },
     "pointcloud": {
         *(f"{name}{n}d" for n in (1, 2, 3, 4) for name in (
@@ -53,7 +53,13 @@ CONTRACT: dict[str, set[str]] = {
         "read_points", "sparse_add", "voxelize",
     },
     "pointcloud.models": {"MinkUNet"},
-    "video": set(),
+    "video": {
+        "Stream", "StreamState", "VideoReader", "accelerate", "add_temporal_shift", "delta", "list_pretrained",
+        "load_pretrained", "models", "sample_indices", "skip", "temporal_shift",
+    },
+    "video.models": {"TSM"},
+    "video.delta": {"accelerate", "calibrate"},
+    "video.skip": {"calibrate"},
     "nlp": set(),
     "trisparse": {"list_pretrained", "load_pretrained"},
 }  # fmt: skip

@@ -1,13 +1,54 @@
-"""Video models that skip what does not change: not built yet, this is where it will live.
+"""Video models that skip what does not change: exact reading, temporal shift, live streams, frame skipping, deltas."""
 
-Exact frame reading (`VideoReader`, `sample_indices`), temporal shift (`temporal_shift`, `add_temporal_shift`,
-`models.TSM`), streaming with an explicit state (`Stream`, `StreamState`), frame skipping (`skip`) and recomputation of
-changed tiles only (`delta.accelerate`).
+from video import checkpoints, delta, models, skip
+from video.accelerate import Acceleration, Agreement, accelerate, compare
+from video.checkpoints import load_checkpoint
+from video.classify import Classifier, ClassScore, FrameAnswer, VideoAnswer
+from video.export import export_onnx
+from video.insert import Insertion, add_temporal_shift
+from video.models import TSM
+from video.preprocess import Preprocess
+from video.pretrained import ModelCard, list_pretrained, load_pretrained, save_pretrained
+from video.reader import Frame, FrameIndex, PacketTable, VideoError, VideoReader, open_live
+from video.sampling import sample_indices
+from video.shift import TemporalShift, temporal_shift
+from video.state import StreamState
+from video.stream import LiveNetwork, RecentMean, Stream
 
-It will use, from `common_kernels`: `channel_shift` for the temporal shift, `compact` for kept frames and active tiles,
-`gather_rows` and `scatter_add_rows` to take tiles out of a frame and put them back, `kernel_map` and `gather_gemm` for
-convolutions over changed tiles on a dense lattice, `segment_reduce` for clip consensus, `ragged_topk` for frame
-sampling.
-"""
-
-__all__: list[str] = []
+__all__ = [
+    "TSM",
+    "Acceleration",
+    "Agreement",
+    "ClassScore",
+    "Classifier",
+    "Frame",
+    "FrameAnswer",
+    "FrameIndex",
+    "Insertion",
+    "LiveNetwork",
+    "ModelCard",
+    "PacketTable",
+    "Preprocess",
+    "RecentMean",
+    "Stream",
+    "StreamState",
+    "TemporalShift",
+    "VideoAnswer",
+    "VideoError",
+    "VideoReader",
+    "accelerate",
+    "add_temporal_shift",
+    "checkpoints",
+    "compare",
+    "delta",
+    "export_onnx",
+    "list_pretrained",
+    "load_checkpoint",
+    "load_pretrained",
+    "models",
+    "open_live",
+    "sample_indices",
+    "save_pretrained",
+    "skip",
+    "temporal_shift",
+]

@@ -77,6 +77,10 @@ class Classifier:
         delta: threshold of `delta.accelerate` for `frames`; None computes every pixel.
         card: in place of the model's own.
 
+    Attributes:
+        per_frame: what runs frame by frame, a Stream or a DeltaNetwork; None where the network cannot.
+        preprocess: from frames to its input.
+
     Raises:
         ValueError: no card, or a delta for a network that cannot run frame by frame.
     """
@@ -96,13 +100,13 @@ class Classifier:
         self.preprocess = Preprocess(card.size, round(card.size / CROP), card.mean, card.std)
         self.model = accelerate(model, dtype)
         self.live_refusal = _live_refusal(model)
-        self._per_frame: Any = None
+        self.per_frame: Any = None
         if delta is not None:
             if self.live_refusal:
                 raise ValueError(f"delta needs a network that runs frame by frame: {self.live_refusal}")
-            self._per_frame = delta_.accelerate(model, delta, dtype=dtype)
+            self.per_frame = delta_.accelerate(model, delta, dtype=dtype)
         elif not self.live_refusal:
-            self._per_frame = Stream(self.model)
+            self.per_frame = Stream(self.model)
 
     def video(self, reader: VideoReader, mode: str = "uniform", crops: int = 1, top: int = 5) -> VideoAnswer:
         """The answer for a whole video, from the frames that `sample_indices` chooses.
@@ -144,11 +148,11 @@ class Classifier:
         Raises:
             ValueError: the network cannot run frame by frame, or the policy cannot read the source.
         """
-        if self._per_frame is None:
+        if self.per_frame is None:
             raise ValueError(f"this network answers for whole videos only: {self.live_refusal}")
         last: Any = None
         best: list[ClassScore] = []
-        for result in run(source, self._per_frame, policy or EveryNth(1), self.preprocess, trace=trace):
+        for result in run(source, self.per_frame, policy or EveryNth(1), self.preprocess, trace=trace):
             if result.output is not last:
                 last, best = result.output, self.best(result.output.float().flatten(), top)
             yield FrameAnswer(result.index, result.time, best, result.entry.action, result.entry.why)
