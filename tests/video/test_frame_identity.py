@@ -93,6 +93,18 @@ def test_frames_in_order_after_a_seek(name: str, hard_file: HardFiles, in_order:
         assert _wrong(frames, right, file) == []
 
 
+@pytest.mark.parametrize("name", [name for name in WRITERS if "truncated" not in name])
+def test_key_frames_only(name: str, hard_file: HardFiles, in_order: Callable) -> None:
+    file, (_, right) = hard_file(name), in_order(name)
+    with VideoReader(file.path) as reader:
+        frames = [(frame.index, frame.rgb().numpy()) for frame in reader.frames(skip="nonkey")]
+        assert [i for i, _ in frames] == reader.keyframes
+        assert _wrong(frames, right, file) == []
+        half = len(right) // 2
+        assert [f.index for f in reader.frames(half, skip="nonkey")] == [i for i in reader.keyframes if i >= half]
+        assert _wrong([(f.index, f.rgb().numpy()) for f in reader.frames(7, skip="nonref")], right, file) == []
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_ffmpeg_shows_the_same_frames(name: str, hard_file: HardFiles, tmp_path: Path) -> None:
     if shutil.which("ffmpeg") is None:

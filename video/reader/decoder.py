@@ -42,7 +42,8 @@ class Decoder:
         self.index = index
         self._threads = threads
         self._motion_vectors = motion_vectors
-        self._skip = skip
+        self._only_keys = skip == "nonkey"
+        self._skip = "none" if index.by_count else skip  # what is found by counting has to be decoded
         self._container = container
         self._stream: Any = None
         self._pid = os.getpid() if container is not None else -1
@@ -91,7 +92,7 @@ class Decoder:
             return
         if self.index.by_count:
             for number, frame in self.read(range(start, stop)):
-                if self._skip != "nonkey" or frame.key_frame:
+                if not self._only_keys or self.index.is_keyframe[number]:
                     yield number, frame
             return
         wanted = range(start, stop)
@@ -108,7 +109,7 @@ class Decoder:
             if frame.pts > last:
                 return
             found = self.index.find(frame.pts)
-            if found >= 0 and (self._skip != "nonkey" or frame.key_frame):
+            if found >= 0 and (self._skip != "nonkey" or self.index.is_keyframe[found]):
                 number = found if found > number else number + 1  # the second of two that share a time
                 yield number, frame
 
@@ -250,6 +251,10 @@ class Decoder:
                 self._leaving_out = skippable
             try:
                 self._ready.extend(context.decode(packet))
+                if self._skip == "nonkey" and self._packets is not None:
+                    # Each by itself: H.264 would take the gap before the next key frame for a reason to reorder.
+                    self._ready.extend(context.decode(None))
+                    context.flush_buffers()
             except av.error.EOFError:  # the decoder was emptied before
                 return
             except av.error.FFmpegError as error:
