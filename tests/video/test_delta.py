@@ -85,7 +85,7 @@ def test_the_error_at_a_threshold_is_bounded_and_does_not_drift(network: nn.Modu
     error = (fast(clip) - right).abs().amax(1) / right.abs().max()
     assert error.max() > 1e-5  # the threshold does something
     assert error.max() < 0.5
-    assert error[200:].mean() <= 1.25 * error[20:60].mean()
+    assert error[200:].mean() <= 1.5 * error[20:60].mean()
     assert error[295:].max() <= 1.5 * error[2:40].max()
     exact_work = delta.accelerate(network, 0.0, adapt=False)
     exact_work(clip[:20])
@@ -96,15 +96,15 @@ def test_each_layer_stays_within_its_threshold() -> None:
     """One convolution, whose kept output and kept input are in the state."""
     model = settle(nn.Conv2d(3, 8, 3, padding=1))
     clip = patch_clip(60, noise=0.05)
-    fast = delta.accelerate(nn.Sequential(model, nn.Identity(), nn.Conv2d(8, 4, 1)), {"": 0.1}, example=clip[:1])
+    fast = delta.accelerate(nn.Sequential(model, nn.Conv2d(8, 4, 1)).eval(), {"": 0.1}, example=clip[:1], adapt=False)
     state = None
     for frame in clip.split(1):
         _, state = fast.step(frame, state)
     name = fast.layer_names[0]
     kept, frame = state.tensors[f"kept.{name}"].permute(0, 3, 1, 2), state.tensors["frame"].permute(0, 3, 1, 2)
-    error = (kept - model(frame)).abs().max().item()
+    error = (kept.clone() - model(frame.clone())).abs().max().item()
     assert 0 < error <= 0.1 * fast.scales[name] * (1 + 1e-4)
-    assert (frame - clip[-1:]).abs().max() <= 0.1 * fast.scales["frame"] * (1 + 1e-4)
+    assert (frame.clone() - clip[-1:]).abs().max() <= 0.1 * fast.scales["frame"] * (1 + 1e-4)
 
 
 FUNCTIONS = {
@@ -326,8 +326,8 @@ def test_moving_video_runs_as_a_whole_most_of_the_time() -> None:
     fast(clip)
     modes = [work.mode for work in fast.trace]
     assert modes.count("dense") >= 190
-    fast(torch.cat([clip[:30], clip[29:30].expand(4, -1, -1, -1)]))
-    assert [work.mode for work in fast.trace[-3:]] == ["kept", "still", "still"]
+    fast(torch.cat([clip[:40], clip[39:40].expand(8, -1, -1, -1)]))
+    assert [work.mode for work in fast.trace[-3:]] == ["still"] * 3  # still frames do not wait
 
 
 def test_the_policy_depends_on_the_frames_alone() -> None:

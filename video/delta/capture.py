@@ -224,8 +224,9 @@ class _Builder:
         elif target in _SPLITS:
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
             sizes = [each.shape[dim] for each in source.meta["val"]]  # type: ignore[union-attr]
-            start = sum(sizes[:item])  # type: ignore[misc]
-            self._operation(node, aten.slice.Tensor, (args[0], dim, start, start + sizes[item]), {})  # type: ignore[index]
+            at = int(item)  # type: ignore[arg-type]
+            start = sum(sizes[:at])
+            self._operation(node, aten.slice.Tensor, (args[0], dim, start, start + sizes[at]), {})
         else:
             self._operation(node, Pick(target, item), args, kwargs)  # type: ignore[arg-type]
 

@@ -101,7 +101,9 @@ class Layer(ABC):
     @property
     def positions(self) -> int:
         """Positions that change on their own: pixels of an image, rows of any other value."""
-        return self.shape[0] * self.shape[2] * self.shape[3] if len(self.shape) == 4 else self.shape[0]
+        if len(self.shape) == 4:
+            return self.shape[0] * self.shape[2] * self.shape[3]
+        return self.shape[0] if self.shape else 1
 
 
 class ConvolutionLayer(Layer):
@@ -286,7 +288,7 @@ class WholeLayer(Layer):
         if operation.target in _VIEWS:
             operation = Operation(
                 operation.name,
-                _VIEWS[operation.target],  # type: ignore[index]
+                _VIEWS[operation.target],
                 operation.args,
                 operation.kwargs,
                 operation.output,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
 from common_kernels.row_update import update_rows
-from video.delta.capture import Ref, aten, capture
+from video.delta.capture import Operation, Ref, aten, capture
 from video.delta.fuse import fuse
 from video.delta.layers import ConvolutionLayer, Layer, Values, WholeLayer, build, images_of
 
@@ -72,8 +72,8 @@ class Plan:
         return values.kept
 
     def keep(self, dense: list[Tensor | None], x: Tensor) -> dict[str, Tensor]:
-        """The tensors of a state from the values that `dense` gave for x, each with memory of its own."""
-        tensors = {"frame": x.clone()}
+        """The tensors of a state from the values that `dense` gave for x, each with memory of its own, x itself as well."""
+        tensors = {"frame": x}
         shared = [x, *self.constants, *(dense[index] for index in self.graph.states.values())]
         owned = {tensor.untyped_storage().data_ptr() for tensor in shared if tensor is not None}
         for index, name in self.kept.items():
@@ -164,9 +164,10 @@ class Plan:
         return self.graph.spec
 
 
-def _statistics(operations: list) -> set[int]:
+def _statistics(operations: list[Operation]) -> set[int]:
     """Constants that only batch norms read: they stay as exact as they are."""
-    norms, others = set(), set()
+    norms: set[int] = set()
+    others: set[int] = set()
     for operation in operations:
         (norms if operation.target is aten.batch_norm.default else others).update(operation.inputs)
     return norms - others

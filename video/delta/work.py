@@ -104,7 +104,7 @@ class Policy:
     A try fails where more than FRAME_SHARE of the frame changed, or where what was computed of it would have cost more
     than the whole by the costs above. Then the next frames are run as a whole, at first 1, then twice as many after
     each try that fails, up to LONGEST_WAIT: a network that never gains loses a hundredth. A try that gains starts over;
-    a frame with less than half of the change that failed ends the wait.
+    a frame with less than half of the change that failed, at a glance at every fourth, ends the wait.
     """
 
     def __init__(self, state: Tensor | None, streams: int) -> None:
@@ -113,8 +113,15 @@ class Policy:
         All streams share the longest wait.
         """
         known = [0, 0, 0] if state is None or not len(state) else state.amax(0).tolist()
-        self.wait, self.last_wait, self.failed = known
+        self.wait: int = known[0]
+        self.last_wait: int = known[1]
+        self.failed: int = known[2]
         self.streams = streams
+
+    @property
+    def looks(self) -> bool:
+        """Whether to look at how much of this frame changed: while waiting at every fourth, a look costs too."""
+        return self.wait % 4 == 0
 
     def waits(self, frame_share: float) -> bool:
         """Whether to run this frame as a whole, and keep nothing, without a closer look."""

@@ -1,0 +1,107 @@
+"""Networks on the frames of clips, one by one: the folded dense network, and the one that computes what changed.
+
+Frames are decoded and preprocessed before the clock starts. Both sides have the same folded, channels-last layers of the
+same dtype; a row's time is that of all frames, the first of which is computed as a whole. The error of ours is the share
+of frames whose best class is not that of the dense network, which may be 1 %. The threshold of the ImageNet network is
+calibrated on the clip itself, from the network's own answers; random weights have no answers worth it, and take one
+about as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases.common import OURS
+from benchmarks.harness import DTYPES, Competitor, Settings, Trial
+from benchmarks.video.clips import Clip
+from benchmarks.video.skipping import MAX_FLIPS, network
+from benchmarks.workloads import Unavailable
+
+DENSE = "dense, folded"
+FRAMES = 60
+THRESHOLD = 0.02
+# Network and side of its frames; None for the side it was trained with.
+NETWORKS: dict[str, tuple[str, int | None]] = {
+    "ProxylessNAS w0.3 (ImageNet)": ("proxylessnas", None),
+    "MobileNetV2, 224": ("mobilenet_v2", 224),
+    "ResNet-50, 224": ("resnet50", 224),
+    "ResNet-50, 448": ("resnet50", 448),
+}
+
+
+def trials(clip: Clip, settings: Settings) -> Iterator[Trial]:
+    """One trial for each network, on one thread, in fp32 and bf16."""
+    for shape, (name, side) in NETWORKS.items():
+        try:
+            model, prepare = network(name)
+        except Unavailable:
+            continue
+        frames = cache(partial(_frames, str(clip.path), prepare if side is None else _sized(side)))
+        yield _trial(clip, shape, model, frames, settings, calibrated=side is None)
+
+
+def _trial(
+    clip: Clip, shape: str, model: nn.Module, frames: Callable[[], Tensor], settings: Settings, calibrated: bool
+) -> Trial:
+    competitors = []
+    for dtype in (name for name in settings.dtypes if name in ("fp32", "bf16")):
+        right = cache(partial(_answers_dense, model, frames, dtype, settings.device))
+
+        def changed(answers: Tensor, right: Callable[[], Tensor] = right) -> list[Tensor]:
+            return [(answers != right()).double().mean()[None]]
+
+        dense = partial(_dense, model, frames, dtype, settings.device)
+        ours = partial(_ours, model, frames, dtype, settings.device, calibrated)
+        competitors += [
+            Competitor(DENSE, dtype, 1, dense, changed),
+            Competitor(OURS, dtype, 1, ours, changed, MAX_FLIPS),
+        ]
+    return Trial("delta", clip.name, f"{shape}, {FRAMES} frames", lambda: [torch.zeros(1)], competitors)
+
+
+def _sized(side: int) -> Callable[[Tensor], Tensor]:
+    from video.preprocess import Preprocess
+
+    return Preprocess(side, round(side * 256 / 224))
+
+
+def _frames(path: str, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    """The first FRAMES frames of a file, [T, 3, side, side]."""
+    from video.reader import VideoReader
+
+    with VideoReader(path) as reader:
+        return torch.cat([prepare(frame.rgb()[None])[0] for frame in reader.frames(stop=FRAMES)])
+
+
+def _network(model: nn.Module, frames: Tensor, dtype: str, threshold: float) -> Any:
+    from video import delta
+
+    return delta.accelerate(model, threshold, dtype=DTYPES[dtype], example=frames[:1])
+
+
+def _dense(model: nn.Module, frames: Callable[[], Tensor], dtype: str, device: str) -> Callable[[], Tensor]:
+    """A call that gives the best class of each frame, int64 [T]."""
+    inputs = frames().to(device)
+    fast = _network(model.to(device), inputs, dtype, 0.0)
+    return lambda: torch.cat([fast.dense(frame).argmax(1) for frame in inputs.split(1)])
+
+
+def _answers_dense(model: nn.Module, frames: Callable[[], Tensor], dtype: str, device: str) -> Tensor:
+    return _dense(model, frames, dtype, device)()
+
+
+def _ours(
+    model: nn.Module, frames: Callable[[], Tensor], dtype: str, device: str, calibrated: bool
+) -> Callable[[], Tensor]:
+    from video import delta
+
+    inputs = frames().to(device)
+    fast = _network(model.to(device), inputs, dtype, THRESHOLD)
+    if calibrated:
+        fast = delta.calibrate(fast, inputs, MAX_FLIPS).network
+    return lambda: fast(inputs).argmax(1)
