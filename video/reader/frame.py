@@ -71,7 +71,7 @@ class Frame:
 
         None for pictures without: key frames, codecs that export none, frames read without `motion_vectors=True`.
         """
-        for data in self._picture.side_data:
+        for data in self._converter.tag(self._picture).side_data:
             if data.type.name == "MOTION_VECTORS":
                 return data.to_ndarray()
         return None

@@ -121,18 +121,30 @@ class Converter:
 
     def __init__(self) -> None:
         self._scalers: dict[tuple[int, int] | None, Any] = {}
+        self._tagger: Any = None
         self._oriented: tuple[int, Orientation] | None = None
 
     def orientation(self, frame: av.VideoFrame) -> Orientation:
         """How the frame is shown; looked up again where its rotation is not that of the frame before.
 
-        PyAV's side data keep their frame alive until Python's garbage collector runs. Asked for at every frame, they
-        cost FFmpeg its pool of picture buffers: a third of the time to decode a 1080p file.
+        Asking every frame would cost more than converting small ones.
         """
         rotation = frame.rotation
         if self._oriented is None or self._oriented[0] != rotation:
-            self._oriented = (rotation, Orientation.of(frame))
+            self._oriented = (rotation, Orientation.of(self.tag(frame)))
         return self._oriented[1]
+
+    def tag(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """A tiny picture with the side data of `frame`.
+
+        PyAV's side data and their frame hold each other until Python's garbage collector runs. Asked for on the frame
+        itself, they would keep whole pictures in memory and cost FFmpeg its pool of buffers.
+        """
+        reformatter = import_av().video.reformatter
+        if self._tagger is None:
+            self._tagger = reformatter.VideoReformatter()
+        way = reformatter.Interpolation.POINT
+        return self._tagger.reformat(frame, width=16, height=16, format="gray", interpolation=way, threads=1)
 
     def rgb(self, frame: av.VideoFrame, size: Size, orientation: Orientation) -> torch.Tensor:
         """RGB as shown, uint8 [h, w, 3]."""
