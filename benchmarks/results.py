@@ -17,6 +17,11 @@ FOLDER = Path(__file__).resolve().parent / "results"
 KEY = ("device", "case", "workload", "shape", "competitor", "dtype", "threads")
 # Speed-ups are against the first of these that has a right result: (competitor, dtype, threads).
 BASELINES = (("spconv", "fp32", 1), ("spconv", "fp16", 1), ("plain torch", "fp32", 1), ("plain torch", "fp16", 1))
+# Those of video, where ours is held against the same dtype and threads if they were measured, else against fp32 on one
+# thread (frames: uint8).
+VIDEO_BASELINES = (
+    "decord", "every frame", "dense, folded", "zeros and slice copies", "library, dense", "NCHW, slice copies"
+)  # fmt: skip
 
 
 @dataclass
@@ -94,7 +99,8 @@ def speedup(row: Row, group: Sequence[Row], measure: str = "wall_ms") -> tuple[f
     mine = getattr(row, measure)
     if row.status != "ok" or not mine or "limit" in row.competitor:
         return None
-    for baseline in BASELINES:
+    alike = ((row.dtype, row.threads), ("fp32", 1), ("uint8", 1))
+    for baseline in (*BASELINES, *((name, *kind) for kind in alike for name in VIDEO_BASELINES)):
         for other in group:
             if (other.competitor, other.dtype, other.threads) == baseline and other.status == "ok":
                 return None if other is row else (getattr(other, measure) / mine, other.competitor)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import Settings, Trial
+from benchmarks.video import clips, conv_update, delta, motion, networks, reader, shift, skipping
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,25 @@ class Shapes:
     summary: str = "no clip"
 
 
-CASES: dict[str, Callable[[Any, Settings], Iterator[Trial]]] = {}
-WORKLOADS: dict[str, Callable[[], Any]] = {"shapes": Shapes}
-QUICK: Sequence[str] = ("shapes",)
-ONLY: Mapping[str, Sequence[str]] = {}
+CASES: dict[str, Callable[[Any, Settings], Iterator[Trial]]] = {
+    "shift": shift.trials,
+    "conv_update": conv_update.trials,
+    "networks": networks.trials,
+    "motion": motion.trials,
+    "reader": reader.trials,
+    "skipping": skipping.trials,
+    "delta": delta.trials,
+}
+WORKLOADS: dict[str, Callable[[], Any]] = {"shapes": Shapes, "digits": motion.load, **clips.CLIPS}
+QUICK: Sequence[str] = ("shapes", "carphone_pristine.mp4")
+# Still and moving cameras.
+_FILMED = ("a.mp4", "world.mp4", "bikes.mp4", "carphone_pristine.mp4")
+ONLY: Mapping[str, Sequence[str]] = {
+    "shift": ("shapes",),
+    "conv_update": ("shapes",),
+    "networks": ("shapes",),
+    "motion": ("digits",),
+    "reader": tuple(clips.CLIPS),
+    "skipping": _FILMED,
+    "delta": _FILMED,
+}
