@@ -1,10 +1,10 @@
 """Networks on the frames of clips, one by one: the folded dense network, and the one that computes what changed.
 
-Frames are decoded and preprocessed before the clock starts. Both sides have the same folded, channels-last layers of the
-same dtype; a row's time is that of all frames, the first of which is computed as a whole. The error of ours is the share
-of frames whose best class is not that of the dense network, which may be 1 %. The threshold of the ImageNet network is
-calibrated on the clip itself, from the network's own answers; random weights have no answers worth it, and take one
-about as large.
+Frames are decoded and preprocessed before the clock starts. Both sides have the same folded, channels-last layers of
+the same dtype; a row's time is that of all frames, the first of which is computed as a whole. The error of ours is the
+share of frames whose best class is not that of the dense network, which may be 1 %. The threshold of the ImageNet
+network is calibrated on the clip itself, from the network's own answers; random weights have no answers worth it, and
+take one about as large.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Plan:
         return values.kept
 
     def keep(self, dense: list[Tensor | None], x: Tensor) -> dict[str, Tensor]:
-        """The tensors of a state from the values that `dense` gave for x, each with memory of its own, x itself as well."""
+        """The tensors of a state from the values that `dense` gave for x, each with memory of its own; x is taken."""
         tensors = {"frame": x}
         shared = [x, *self.constants, *(dense[index] for index in self.graph.states.values())]
         owned = {tensor.untyped_storage().data_ptr() for tensor in shared if tensor is not None}
