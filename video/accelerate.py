@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from video import _fold
 from video._packed import PackedConv2d, packable
 from video._trace import SIDES
+from video.models import TSM
 from video.shift import TemporalShift
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -129,10 +130,11 @@ def _find(model: nn.Module, example: Any) -> _fold.Findings:
 
 
 def _black_frames(model: nn.Module) -> Tensor:
-    """Frames that the model accepts: whole clips of each of its shifts."""
+    """Frames that the model accepts: whole clips of each of its shifts, and of its consensus."""
     convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels * (convolution.groups == 1) or 3
-    frames = math.lcm(*(module.num_segments for module in model.modules() if isinstance(module, TemporalShift)))
+    lengths = [module.num_segments for module in model.modules() if isinstance(module, TSM | TemporalShift)]
+    frames = math.lcm(*lengths)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     error: Exception | None = None
     # One frame of a batch is where a network would branch, and what the exporter would take for a constant.

@@ -1,4 +1,4 @@
-"""A tiny network in a file, clouds in files, and the command line in this process."""
+"""A tiny network in a file, clouds and clips in files, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -39,6 +39,22 @@ def street(n: int = 400, seed: int = 0) -> np.ndarray:
     wall = np.stack([np.full(n, 8.0), 20 * u[:, 0] - 10, 5 * u[:, 1] - 1.8], 1)
     xyz = np.concatenate([ground, wall, generator.random((20, 3)) * 0.5])
     return np.concatenate([xyz, generator.random((len(xyz), 1))], 1).astype(np.float32)
+
+
+def write_clip(path: Path, frames: int = 20, still_from: int = 1000, size: tuple[int, int] = (64, 48)) -> Path:
+    """A bright square that moves to the right, and stands still from one frame on."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        for i in range(frames):
+            picture = np.full((size[1], size[0], 3), 40, np.uint8)
+            left = 2 * min(i, still_from) % (size[0] - 16)
+            picture[12:28, left : left + 16] = (250, 200, 90)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture(scope="session")

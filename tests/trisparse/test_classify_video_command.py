@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,6 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 pytest.importorskip("av")
 
-import av
 
 from trisparse import classifying, videos
 from video import skip
@@ -26,6 +24,8 @@ from video.classify import Classifier
 from video.models import TSM
 from video.pretrained import ModelCard, load_pretrained, save_pretrained
 from video.reader import VideoReader
+
+from .conftest import write_clip
 
 Run = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,20 +49,6 @@ def save_tiny(path: Path, direction: str = "past") -> Path:
             module.momentum = 1.0
     model.train()(torch.randn(4 * 4, 3, 32, 32))  # batch norms that know their input: values keep their size
     save_pretrained(model, path, ModelCard("Random numbers.", "TSM", arguments, NAMES, size=32, num_segments=4))
-    return path
-
-
-def write_clip(path: Path, frames: int = 20, still_from: int = 1000, size: tuple[int, int] = (64, 48)) -> Path:
-    """A bright square that moves to the right, and stands still from one frame on."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
-        for i in range(frames):
-            picture = np.full((size[1], size[0], 3), 40, np.uint8)
-            left = 2 * min(i, still_from) % (size[0] - 16)
-            picture[12:28, left : left + 16] = (250, 200, 90)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
     return path
 
 

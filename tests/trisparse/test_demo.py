@@ -20,10 +20,10 @@ pytest.importorskip("tqdm")
 
 import pointcloud
 from pointcloud.simulate import CLASSES, Sensor
-from trisparse.demo import comparison, peer, scenes
+from trisparse.demo import comparison, peer, scenes, videos
 from trisparse.segmenting import load_segmenter
 
-from .conftest import save_tiny, street
+from .conftest import save_tiny, street, write_clip
 
 Run = Callable[..., Any]
 SENSOR = Sensor("small", tuple(np.linspace(-25.0, 8.0, 16).tolist()), 90, 1.8, 60.0, 1.0, 0.02, 0.0, 200.0, 0.3)
@@ -40,6 +40,12 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     data.mkdir(parents=True)
     street().tofile(data / "kitti_000008.bin")
     monkeypatch.setenv("TRISPARSE_DATA", str(data.parent))
+    pytest.importorskip("av")
+    pytest.importorskip("sklearn")
+    clip = write_clip(tmp_path / "carphone_pristine.mp4", 24, still_from=8)
+    monkeypatch.setattr(videos, "find_clips", lambda: ({"carphone_pristine": clip}, []))
+    monkeypatch.setattr(videos, "MOTIONS", (0, 3, 1))
+    monkeypatch.setattr(videos, "ROUNDS", 1)
     return data
 
 
@@ -54,12 +60,13 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model)
     assert result.exit_code == 0, result.stderr
     names = {"kitti.ply", "kitti.png", "report.html", "simulated.ply", "simulated.png"}
+    names |= {"carphone_pristine.png", "digits.mp4", "digits.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert result.stdout.rstrip().endswith(f"open {tmp_path / 'out' / 'report.html'}")
     assert "skipped: nuScenes" in result.stdout and "set TRISPARSE_DATA" in result.stdout
 
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4
     assert "mean IoU" in page and "nearer to the sensor than 1.2 m" in page and "Left out, and why" in page
     # Everything is in the page: nothing is fetched from elsewhere.
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
@@ -68,7 +75,7 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     right = float((labelled.labels.numpy() == sweep.labels).mean())
     assert f"{right:.1%} of the points right" in result.stdout
     assert f"{100 * right:.1f} % of the points are right" in page
-    for row in ("kernel map", "convolution 3×3×3, 64 → 64", "MinkUNet 0.5, maps rebuilt"):
+    for row in ("kernel map", "convolution 3×3×3, 64 → 64", "MinkUNet 0.5, maps rebuilt", "changed pixels only"):
         assert row in result.stdout and row in page
 
 
@@ -80,7 +87,7 @@ def test_demo_without_comparison_and_data(
     model = save_tiny(tmp_path / "<streets>.safetensors")
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model, "--no-compare")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("skipped: ") == 3
+    assert result.stdout.count("skipped: ") == 4  # two sweeps, spconv, the ImageNet network
     # Its classes are not the simulator's: there is no accuracy to speak of.
     assert "of the points right" not in result.stdout
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -175,3 +182,17 @@ def test_accuracy_is_against_the_truth(tmp_path: Path) -> None:
     unlabelled = float((labels < 0).double().mean())
     assert found.accuracy == pytest.approx(1 - unlabelled) and 0 < found.mean_iou <= 1
     assert scenes.label_scene(scenes.Scene("some", "Some", plain, {}), segmenter, tmp_path).accuracy is None
+
+
+def test_rows_of_video_tell_what_was_done(quick: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = videos.videos(tmp_path, lambda text: None)
+    assert [clip.source for clip in found.clips] == ["carphone_pristine.mp4", "digits.mp4"]
+    for clip in found.clips:
+        dense, fast, _, changed, half = clip.rows
+        assert dense.speedup is None and dense.same is None
+        assert fast.same == 1.0 and changed.same >= 0.9 and half.same >= 0.9
+        assert all(row.seconds > 0 and len(row.answers) == len(dense.answers) == row.computed for row in (dense, fast))
+        assert clip.picture.is_file()
+    assert "names 3 of 3 motions" in found.motion
+    assert all(len(cells) == len(videos.HEADER) for cells in found.cells())

@@ -212,3 +212,11 @@ def test_arguments_are_checked():
         accelerate(Net().eval(), "int8")
     with pytest.raises(ValueError, match=r"example must be given: the model accepts no frames \[2, 5, side, side\]"):
         accelerate(nn.Sequential(nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(7, 3)).eval())
+
+
+def test_a_clip_network_without_shift() -> None:
+    model = TSM("resnet18", 5, 4, shift=False, backbone_arguments={"width": 8}).eval()
+    x = torch.randn(8, 3, 32, 32)
+    fast = accelerate(model, None)
+    assert fast.acceleration.folded
+    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)

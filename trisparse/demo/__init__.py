@@ -1,4 +1,4 @@
-"""The demonstration: sweeps labelled, spconv and ours side by side, one page with pictures."""
+"""The demonstration: sweeps labelled, clips answered, each beside what others do, one page with pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from trisparse import machine, segmenting, text
-from trisparse.demo import comparison, scenes
+from trisparse.demo import comparison, scenes, videos
 from trisparse.demo.report import Page, write_page
 
 
 def run(folder: Path, model: str, compare: bool = True) -> Path:
-    """Label the sweeps, time the peers, print the findings, write everything to `folder`; the path of the page.
+    """Label the sweeps, time the peers, answer the clips, print the findings, write all to `folder`; the page's path.
 
     Raises:
         ValueError, OSError: an unknown model, a folder that cannot be written to.
@@ -43,10 +43,18 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         print(textwrap.fill(table.caption, 110, initial_indent="  ", subsequent_indent="  "))
     else:
         skipped.append("the comparison with spconv: not wanted (--no-compare)")
+    print("\nVideo: every frame answered, densely and by what changes (a minute)", flush=True)
+    shown_videos = videos.videos(folder, lambda text: print(f"  {text}", flush=True))
+    skipped += shown_videos.skipped
+    if shown_videos.clips:
+        print(text.table(shown_videos.cells(), videos.HEADER, left=2))
+        for paragraph in filter(None, (shown_videos.caption, shown_videos.motion)):
+            print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
     print("".join(f"\nskipped: {reason}" for reason in skipped))
     page = Page(
         scenes=shown,
         comparison=table,
+        videos=shown_videos,
         card=segmenter.model.card,  # type: ignore[arg-type]
         model=model,
         unlabelled=segmenting.why_unlabelled(segmenter),

@@ -12,6 +12,7 @@ from pointcloud.picture import class_colors
 from pointcloud.pretrained import ModelCard
 from trisparse.demo.comparison import HEADER, Comparison
 from trisparse.demo.scenes import Labelled
+from trisparse.demo.videos import Videos
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Page:
 
     scenes: Sequence[Labelled]
     comparison: Comparison | None
+    videos: Videos
     card: ModelCard
     model: str
     unlabelled: str
