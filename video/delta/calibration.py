@@ -15,6 +15,7 @@ from common_kernels._checks import describe
 from video.delta.network import DeltaNetwork
 from video.preprocess import Preprocess
 from video.state import StreamState
+from video.stream import shift_names
 
 # From a change that no one sees to one as large as the values themselves.
 CANDIDATES = tuple(round(0.005 * 2 ** (step / 2), 5) for step in range(16))
@@ -66,7 +67,7 @@ def calibrate(
 ) -> Calibration:
     """Find by bisection the largest threshold with which at most `max_flips` of the best classes change.
 
-    Answers are compared with those at threshold 0, which are the dense network's. The frames need no labels; take some
+    Answers are compared with the dense network's. The frames need no labels; take some
     that are like those to come, a few hundred or more: one answer of a hundred cannot be seen on fewer.
 
     Args:
@@ -86,23 +87,21 @@ def calibrate(
         raise ValueError(f"candidates must be positive numbers, ascending, got {candidates}")
     delta = network if isinstance(network, DeltaNetwork) else DeltaNetwork(network)
     frames = _frames(video, preprocess)
-    right, _ = _answers(delta.variant(0.0, adapt=True), frames())
+    right = _dense_answers(delta, frames())
     if not len(right):
         raise ValueError("video must have frames, got none")
     tried: list[Try] = []
     low, high = 0, len(candidates)  # candidates[:low] change few enough answers, candidates[high:] too many
     while low < high:
         middle = (low + high) // 2
-        answers, work = _answers(delta.variant(candidates[middle], adapt=False), frames())
-        tried.append(Try(candidates[middle], (answers != right).double().mean().item(), work))
+        tried.append(_try(delta, candidates[middle], frames, right))
         if tried[-1].flips <= max_flips:
             low = middle + 1
         else:
             high = middle
     best = max((each for each in tried if each.flips <= max_flips), key=lambda each: each.threshold, default=None)
     if best is None:
-        answers, work = _answers(delta.variant(0.0, adapt=False), frames())
-        best = Try(0.0, (answers != right).double().mean().item(), work)
+        best = _try(delta, 0.0, frames, right)
         tried.append(best)
     delta.threshold = best.threshold
     return Calibration(delta, best.threshold, best.flips, len(right), best.work, tuple(tried))
@@ -127,17 +126,40 @@ def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callab
     return each
 
 
+def _try(delta: DeltaNetwork, threshold: float, frames: Callable[[], Iterator[Tensor]], right: Tensor) -> Try:
+    """The worse of two ways to run the frames: always by their changes, and as the network's policy does."""
+    answers, work = _answers(delta.variant(threshold, adapt=False), frames())
+    flips = (answers != right).double().mean().item()
+    if delta.adapt:
+        answers, _ = _answers(delta.variant(threshold, adapt=True), frames())
+        flips = max(flips, (answers != right).double().mean().item())
+    return Try(threshold, flips, work)
+
+
+def _dense_answers(delta: DeltaNetwork, frames: Iterator[Tensor]) -> Tensor:
+    """The best class of each frame where nothing is left out, int64 [T]."""
+    if shift_names(delta.model):  # an answer depends on the frames before: run them in turn, exactly
+        return _answers(delta.variant(0.0, adapt=True), frames)[0]
+    answers = [_best(delta.dense(frame)) for frame in frames]
+    return torch.cat(answers) if answers else torch.empty(0, dtype=torch.int64)
+
+
+def _best(output: Any) -> Tensor:
+    """The best class [B] of the network's output, wherever the logits are in it."""
+    logits = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if logits is None or logits.ndim != 2:
+        got = type(output).__name__ if logits is None else describe(logits)
+        raise ValueError(f"the network must return logits [B, classes], got {got}")
+    return logits.argmax(1).cpu()
+
+
 def _answers(network: DeltaNetwork, frames: Iterator[Tensor]) -> tuple[Tensor, float]:
     """The best class of each frame, int64 [T], and the mean share of the multiplications after the first."""
     state: StreamState | None = None
     answers, work = [], []
     for frame in frames:
         output, state = network.step(frame, state)
-        logits = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-        if logits is None or logits.ndim != 2:
-            got = type(output).__name__ if logits is None else describe(logits)
-            raise ValueError(f"the network must return logits [B, classes], got {got}")
-        answers.append(logits.argmax(1).cpu())
+        answers.append(_best(output))
         last = network.last_work
         counted = last is not None and (last.mode != "changed" or last.computed)
         work.append(last.share if last is not None and counted else math.nan)

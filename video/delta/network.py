@@ -16,7 +16,7 @@ from common_kernels.row_update import update_rows
 from video.delta.capture import Ref, check_evaluating
 from video.delta.layers import count
 from video.delta.plan import Plan
-from video.delta.work import Policy, Work, WorkCounter
+from video.delta.work import FRAME_SHARE, Policy, Work, WorkCounter
 from video.state import StreamState
 from video.stream import check_frames, shift_names
 
@@ -206,15 +206,13 @@ class DeltaNetwork(nn.Module):
         if not started:
             return self._whole(plan, counter, x, tensors, policy, 1.0, keep=True)
         _forget(tensors, fresh)
-        glance = _sampled_share(x, tensors[FRAME], self._frame_threshold()) if policy.looks else 1.0
-        if policy.waits(glance):
-            return self._whole(plan, counter, x, tensors, policy, None, keep=False)
+        if not plan.has_kept(tensors):
+            keep = policy.tries() and _sampled_share(x, tensors[FRAME], self._frame_threshold()) <= FRAME_SHARE
+            return self._whole(plan, counter, x, tensors, policy, None, keep)
         changed = update_rows(tensors[FRAME], x, threshold=self._frame_threshold())
         share = count(changed) / max(changed.numel(), 1)
-        if policy.gives_up(share):
+        if share > FRAME_SHARE:
             return self._whole(plan, counter, x, tensors, policy, share, keep=False)
-        if not plan.has_kept(tensors):
-            return self._whole(plan, counter, x, tensors, policy, share, keep=True)
         return self._changes(plan, counter, x, tensors, fresh, policy, changed, share)
 
     def _started(self, plan: Plan, x: Tensor, state: StreamState) -> dict[str, Tensor]:
@@ -260,6 +258,8 @@ class DeltaNetwork(nn.Module):
             slot = torch.empty(plan.slot_shapes()[name], dtype=plan.dtype, device=plan.device)
             kept[f"shift.{name}"] = slot.copy_(new.permute(0, 2, 3, 1))
             kept[f"moved.{name}"] = torch.ones(slot.shape[:3], dtype=torch.bool, device=plan.device)
+        if keep:
+            policy.kept()
         kept["policy"] = policy.state()
         leaves = plan.outputs(lambda index: values[index])
         return leaves, kept, counter.work("kept" if keep else "dense", share)
@@ -295,9 +295,7 @@ class DeltaNetwork(nn.Module):
         leaves = plan.outputs(values.get)
         work = counter.work("still" if still else "changed", share, computed if counted else ())
         if policy is not None:
-            gained = still or counter.gained(computed)
-            policy.saw(gained, share or 0.0)
-            if not gained:
+            if not policy.goes_on(0.0 if still else counter.effort(computed)):
                 tensors = plan.without_kept(tensors)
             tensors["policy"] = policy.state()
         return leaves, tensors, work

@@ -13,11 +13,12 @@ from video.delta.layers import Layer
 
 # A frame of which more than this share changed is not worth looking at closer.
 FRAME_SHARE = 0.75
-# Frames after a try that did not gain are run as a whole; this many at most before the next try.
-LONGEST_WAIT = 64
+# Debt in thousandths of a frame as a whole: what a frame earns, what keeping all outputs costs, the most that a try may
+# cost before it is given up, and the most that is saved up. A network that never gains loses some 3 %.
+EARNED, KEEPING, GIVEN_UP, SAVED = 30, 200, 400, 1000
 # What computing a frame's changes costs, in multiplications at the rate of large convolutions, fitted to ResNet-50 and
 # MobileNetV2 on a CPU with AVX-512: for each layer that runs, and for each value that is written.
-PER_LAYER = 1_600_000
+PER_LAYER = 2_000_000
 PER_VALUE = 40
 
 
@@ -85,13 +86,13 @@ class WorkCounter:
         self._efforts = [cost + PER_VALUE * factor * size for cost, size in zip(self.costs, values)]
         self._effort = sum(self._efforts)
 
-    def gained(self, computed: Sequence[int]) -> bool:
-        """Whether computing so many positions of each layer costs less than all layers as a whole."""
+    def effort(self, computed: Sequence[int]) -> float:
+        """What computing so many positions of each layer costs, as a share of computing all layers as a whole."""
         effort = 0.0
         for done, positions, whole in zip(computed, self.positions, self._efforts):
             if done:
                 effort += self._per_layer + whole * done / positions
-        return effort < self._effort
+        return effort / self._effort if self._effort else 0.0
 
     def work(self, mode: str, frame_share: float | None, computed: Sequence[int] = ()) -> Work:
         """The work of a frame."""
@@ -101,56 +102,34 @@ class WorkCounter:
 class Policy:
     """When a frame is run as a whole. It depends on the frames alone, and remembers in the stream's state.
 
-    A try fails where more than FRAME_SHARE of the frame changed, or where what was computed of it would have cost more
-    than the whole by the costs above. Then the next frames are run as a whole, at first 1, then twice as many after
-    each try that fails, up to LONGEST_WAIT: a network that never gains loses a hundredth. A try that gains starts over;
-    a frame with less than half of the change that failed, at a glance at every fourth, ends the wait.
+    What keeping outputs and computing changes costs more than the whole, by the constants above, is a debt; what it
+    costs less pays it back, and every frame earns a little. Only without debt a try begins (a frame as a whole whose
+    outputs are kept), and one that has cost too much is given up: then frames are run as a whole and nothing is kept.
+    A frame of which more than FRAME_SHARE changed ends a try as well.
     """
 
     def __init__(self, state: Tensor | None, streams: int) -> None:
-        """`state` is int64 [B, 3]: frames still to wait, the wait before, changed millionths of the frame that failed.
-
-        All streams share the longest wait.
-        """
-        known = [0, 0, 0] if state is None or not len(state) else state.amax(0).tolist()
-        self.wait: int = known[0]
-        self.last_wait: int = known[1]
-        self.failed: int = known[2]
+        """`state` is int64 [B, 1]: the debt. All streams share the largest."""
+        self.debt: int = 0 if state is None or not len(state) else int(state.max())
         self.streams = streams
 
-    @property
-    def looks(self) -> bool:
-        """Whether to look at how much of this frame changed: while waiting at every fourth, a look costs too."""
-        return self.wait % 4 == 0
+    def tries(self) -> bool:
+        """Note one more frame, of which nothing is kept so far; whether to begin a try with it."""
+        self._add(-EARNED)
+        return self.debt <= 0
 
-    def waits(self, frame_share: float) -> bool:
-        """Whether to run this frame as a whole, and keep nothing, without a closer look."""
-        if 2_000_000 * frame_share < self.failed:
-            self.wait = self.failed = 0
-        if self.wait == 0:
-            return False
-        self.wait -= 1
-        return True
+    def kept(self) -> None:
+        """Note that all outputs of a frame were kept."""
+        self._add(KEEPING)
 
-    def gives_up(self, frame_share: float) -> bool:
-        """Whether too much of the frame changed for a try."""
-        if frame_share <= FRAME_SHARE:
-            return False
-        self._fail(frame_share)
-        return True
+    def goes_on(self, effort: float) -> bool:
+        """Note a frame of which only changes were computed, at that share of the whole's cost; whether to go on."""
+        self._add(round(1000 * (effort - 1)) - EARNED)
+        return effort <= 1 or self.debt <= GIVEN_UP
 
-    def saw(self, gained: bool, frame_share: float) -> None:
-        """Take note of a frame of which only changes were computed."""
-        if gained:
-            self.wait = self.last_wait = self.failed = 0
-        else:
-            self._fail(frame_share)
-
-    def _fail(self, frame_share: float) -> None:
-        self.wait = self.last_wait = min(max(1, 2 * self.last_wait), LONGEST_WAIT)
-        self.failed = int(1_000_000 * frame_share)
+    def _add(self, debt: int) -> None:
+        self.debt = max(self.debt + debt, -SAVED)
 
     def state(self) -> Tensor:
-        """What to remember, int64 [B, 3]."""
-        row = [self.wait, self.last_wait, self.failed]
-        return torch.tensor([row] * self.streams, dtype=torch.int64).view(self.streams, 3)
+        """What to remember, int64 [B, 1]."""
+        return torch.full((self.streams, 1), self.debt, dtype=torch.int64)
