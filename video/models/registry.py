@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from video.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from video.models.mobilenet_v2 import MobileNetV2
 from video.models.proxyless import ProxylessNAS
 from video.models.resnet import DEPTHS, ResNet
@@ -18,6 +19,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": partial(ResNet, 50, groups=32, group_width=4),
     "mobilenet_v2": MobileNetV2,
     "proxylessnas": ProxylessNAS,
+    **{f"efficientnet_{name}": partial(EfficientNetLite, width=w, depth=d) for name, (w, d, _) in VARIANTS.items()},
 }
 
 
