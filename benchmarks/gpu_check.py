@@ -1,4 +1,4 @@
-"""`make gpu-check`: every test on the GPU without the interpreter, then the benchmark beside the GPU peers.
+"""`make gpu-check`: every test on the GPU without the interpreter, then the benchmarks beside the GPU peers.
 
 Runs under a Python that has torch, triton, numba, numpy and pytest; installs nothing and needs no network. Without a
 GPU it says so, checks nothing and claims nothing.
@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("torch", "triton", "numba", "numpy", "pytest")
-BENCHMARK = ("pointcloud", "--device", "cuda", "--dtype", "fp16,bf16,fp32", "--threads", "1", "--rounds", "15")
+SETTINGS = ("--device", "cuda", "--dtype", "fp16,bf16,fp32", "--threads", "1", "--rounds", "15")
+# Of video, what needs no decoder.
+BENCHMARKS = (("pointcloud",), ("video", "--case", "shift,conv_update,networks"))
 
 
 def main() -> int:
@@ -33,9 +35,12 @@ def main() -> int:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     tests = subprocess.run([sys.executable, "-m", "pytest", "tests", "-q", "-rs"], cwd=ROOT, env=environment)
-    benchmark = subprocess.run([sys.executable, "-m", "benchmarks", *BENCHMARK], cwd=ROOT, env=environment)
-    print(f"gpu-check: tests {_verdict(tests.returncode)}, benchmark {_verdict(benchmark.returncode)}")
-    return int(bool(tests.returncode or benchmark.returncode))
+    codes = {"tests": tests.returncode}
+    for what in BENCHMARKS:
+        command = [sys.executable, "-m", "benchmarks", *what, *SETTINGS]
+        codes[f"benchmark {what[0]}"] = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    print("gpu-check: " + ", ".join(f"{what} {_verdict(code)}" for what, code in codes.items()))
+    return int(any(codes.values()))
 
 
 def _gpu_found(without_torch: bool) -> bool:

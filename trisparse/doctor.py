@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common_kernels.channel_shift import channel_shift
+from common_kernels.channel_shift import reference as channel_shift_reference
 from common_kernels.compact import compact
 from common_kernels.compact import reference as compact_reference
+from common_kernels.conv_update import ConvUpdate
 from common_kernels.coordinate_table import CoordinateTable
 from common_kernels.gather_gemm import gather_gemm
 from common_kernels.gather_gemm import reference as gather_gemm_reference
@@ -21,6 +24,8 @@ from common_kernels.kernel_map import kernel_map
 from common_kernels.kernel_map import reference as kernel_map_reference
 from common_kernels.segment_reduce import reference as segment_reduce_reference
 from common_kernels.segment_reduce import segment_reduce
+from common_kernels.shift_gemm import reference as shift_gemm_reference
+from common_kernels.shift_gemm import shift_gemm
 from trisparse import machine, text
 from trisparse.progress import compiling
 from trisparse.zoo import list_pretrained
@@ -144,6 +149,43 @@ def _check_gemm(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple[s
     return check
 
 
+_SHIFT = ((4, 1), (4, -1))
+
+
+def _check_shift(device: str) -> tuple[str, bool]:
+    x = _sample(device)[1][:576].reshape(8, 32, 72)
+    return _equal(channel_shift(x, 4, _SHIFT), channel_shift_reference.channel_shift(x, 4, *zip(*_SHIFT)))
+
+
+def _check_shift_gemm(device: str) -> tuple[str, bool]:
+    x = _sample(device)[1]
+    weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(2)).to(device)
+    channels, offsets = zip(*_SHIFT)
+    expected = shift_gemm_reference.shift_gemm(
+        x.double(), len(x), channels, offsets, weight.double(), None, None, "none"
+    )
+    return _close(shift_gemm(x, len(x), _SHIFT, weight), expected, 1e-5)
+
+
+def _check_update(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple[str, bool]]:
+    """An image of which one square changed, brought up to date, against the whole convolution."""
+
+    def check(device: str) -> tuple[str, bool]:
+        x = _sample(device, dtype)[1][:576].reshape(1, 24, 24, 32).contiguous()
+        weight = torch.randn(64, 32, 3, 3, generator=torch.Generator().manual_seed(2)).to(device, dtype)
+        layer = ConvUpdate(weight, padding=1)
+        out = x.new_empty(layer.output_shape(x))
+        layer(x, None, out)
+        changed = torch.zeros(1, 24, 24, dtype=torch.bool, device=device)
+        changed[:, 5:9, 7:12] = True
+        x[changed] *= -2
+        layer(x, changed, out)
+        expected = torch.nn.functional.conv2d(x.double().permute(0, 3, 1, 2), weight.double(), padding=1)
+        return _close(out, expected.permute(0, 2, 3, 1), tolerance)
+
+    return check
+
+
 CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
     "gather_rows": _check_gather,
     "scatter_add_rows": _check_scatter,
@@ -153,6 +195,10 @@ CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
     "kernel_map": _check_map,
     "gather_gemm fp32": _check_gemm(torch.float32, 1e-5),
     "gather_gemm bf16": _check_gemm(torch.bfloat16, 1e-2),
+    "channel_shift": _check_shift,
+    "shift_gemm": _check_shift_gemm,
+    "conv_update fp32": _check_update(torch.float32, 1e-5),
+    "conv_update bf16": _check_update(torch.bfloat16, 1e-2),
 }
 
 

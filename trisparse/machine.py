@@ -18,9 +18,16 @@ OPTIONAL = {
     "plyfile": "pointcloud",
     "laspy": "pointcloud",
     "lazrs": "pointcloud",
+    "av": "video",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "sklearn": "train",
+    "skvideo": "clips",
     "spconv": "bench",
+    "decord": "bench",
+    "torchcodec": "bench",
 }
-_DISTRIBUTION = {"PIL": "pillow"}
+_DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "skvideo": "scikit-video"}
 _UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
