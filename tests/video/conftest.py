@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.video.hard_files import WRITERS, HardFile
+if TYPE_CHECKING:
+    from tests.video.hard_files import HardFile
 
 
 @pytest.fixture(scope="session")
 def hard_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], HardFile]:
     """``hard_file(name)``: the file of that name in `WRITERS`; skips where PyAV was built without its encoder."""
-    import av
+    av = pytest.importorskip("av", reason="hard files are written by PyAV")
+    from tests.video.hard_files import WRITERS
 
     folder = tmp_path_factory.mktemp("hard_files")
     written: dict[str, HardFile] = {}
