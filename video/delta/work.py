@@ -14,11 +14,14 @@ from video.delta.layers import Layer
 # A frame of which more than this share changed is not worth looking at closer.
 FRAME_SHARE = 0.75
 # Debt in thousandths of a frame as a whole: what a frame earns, what keeping all outputs costs, the most that a try may
-# cost before it is given up, and the most that is saved up. A network that never gains loses some 3 %.
-EARNED, KEEPING, GIVEN_UP, SAVED = 30, 200, 400, 1000
+# cost before it is given up, and the most that is saved up. A network that never gains loses some 2 %.
+EARNED, KEEPING, GIVEN_UP, SAVED = 20, 250, 400, 1000
 # What computing a frame's changes costs, in multiplications at the rate of large convolutions, fitted to ResNet-50 and
-# MobileNetV2 on a CPU with AVX-512: for each layer that runs, and for each value that is written.
-PER_LAYER = 2_000_000
+# MobileNetV2 on a CPU with AVX-512: for each layer that runs (as a whole: less), and for each value that is written.
+PER_LAYER = 1_600_000
+PER_WHOLE_LAYER = 500_000
+# A pixel that is computed alone costs this much more than as part of the whole.
+ALONE = 1.1
 PER_VALUE = 40
 
 
@@ -80,18 +83,18 @@ class WorkCounter:
         self.positions = tuple(layer.positions for layer in layers)
         self.costs = tuple(layer.cost for layer in layers)
         values = [math.prod(layer.shape) for layer in layers]
-        # A half-wide dtype multiplies twice as fast, and everything else costs the same.
+        # A half-wide dtype multiplies twice as fast, everything else costs the same, and changed pixels gain less of it.
         factor = 2 if dtype.itemsize == 2 else 1
-        self._per_layer = PER_LAYER * factor
+        self._per_layer = PER_LAYER * (3 if dtype.itemsize == 2 else 1)
         self._efforts = [cost + PER_VALUE * factor * size for cost, size in zip(self.costs, values)]
-        self._effort = sum(self._efforts)
+        self._effort = sum(self._efforts) + PER_WHOLE_LAYER * factor * len(self._efforts)
 
     def effort(self, computed: Sequence[int]) -> float:
         """What computing so many positions of each layer costs, as a share of computing all layers as a whole."""
         effort = 0.0
         for done, positions, whole in zip(computed, self.positions, self._efforts):
             if done:
-                effort += self._per_layer + whole * done / positions
+                effort += self._per_layer + ALONE * whole * done / positions
         return effort / self._effort if self._effort else 0.0
 
     def work(self, mode: str, frame_share: float | None, computed: Sequence[int] = ()) -> Work:
