@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 from pointcloud import pretrained
-from trisparse import __version__, cli, doctor, text
+from trisparse import __version__, cli, doctor, text, zoo
 from trisparse.progress import compiling
 
 Run = Callable[..., Any]
@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 def test_version_and_help(trisparse: Run) -> None:
     assert trisparse("--version").stdout == f"trisparse {__version__}\n"
     listed = trisparse("--help").stdout
-    for command in ("segment", "models", "demo", "doctor"):
+    for command in ("segment", "classify-video", "models", "demo", "doctor"):
         assert command in listed
         assert trisparse(command, "--help").exit_code == 0
     assert trisparse("classify").exit_code == 2
@@ -47,6 +47,9 @@ def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_models(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = trisparse("models").stdout
+    assert "minkunet14-streets  (" in listed and "tsm-motion-digits  (" in listed and "anticlockwise" in listed
+    monkeypatch.setattr(zoo, "DOMAINS", ("pointcloud",))
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
     assert trisparse("models").stdout == "no pretrained networks are installed\n"
     shutil.copy(model, tmp_path / "tiny.safetensors")

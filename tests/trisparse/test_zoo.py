@@ -20,9 +20,10 @@ from trisparse.version import __version__
 
 @pytest.fixture
 def named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of pretrained networks that holds one named `tiny-streets`."""
+    """A folder of pretrained networks that holds one named `tiny-streets`, and no others."""
     shutil.copy(model, tmp_path / "tiny-streets.safetensors")
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(zoo, "DOMAINS", ("pointcloud",))
     return tmp_path
 
 
@@ -51,6 +52,14 @@ def test_names_of_all_domains(named: Path) -> None:
     by_name = trisparse.load_pretrained("tiny-streets")
     by_path = trisparse.load_pretrained(zoo.weights_file("tiny-streets"))
     assert all(torch.equal(a, b) for a, b in zip(by_name.state_dict().values(), by_path.state_dict().values()))
+
+
+def test_each_domain_brings_its_networks() -> None:
+    names = trisparse.list_pretrained()
+    assert {"minkunet14-streets", "tsm-motion-digits"} <= set(names) and names == sorted(names)
+    assert type(trisparse.load_pretrained("tsm-motion-digits")).__name__ == "TSM"
+    with pytest.raises(ValueError, match="did you mean tsm-motion-digits"):
+        trisparse.load_pretrained("tsm-motion-digit")
 
 
 @pytest.mark.parametrize("name", ["tiny-street", "tinystreets", "Tiny-Streets"])
