@@ -83,7 +83,7 @@ class WorkCounter:
         self.positions = tuple(layer.positions for layer in layers)
         self.costs = tuple(layer.cost for layer in layers)
         values = [math.prod(layer.shape) for layer in layers]
-        # A half-wide dtype multiplies twice as fast, everything else costs the same, and changed pixels gain less of it.
+        # A half-wide dtype multiplies twice as fast, the rest costs the same, and changed pixels gain less of it.
         factor = 2 if dtype.itemsize == 2 else 1
         self._per_layer = PER_LAYER * (3 if dtype.itemsize == 2 else 1)
         self._efforts = [cost + PER_VALUE * factor * size for cost, size in zip(self.costs, values)]
