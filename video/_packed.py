@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from video.shift import exporting
 
+# What the library packs on every CPU.
+DTYPES = (torch.float32, torch.bfloat16)
 # The activation's name in the library, and its numbers.
 _LIBRARY: dict[str, tuple[str, list[float]]] = {
     "none": ("none", []),
@@ -56,6 +58,7 @@ class PackedConv2d(nn.Conv2d):
             and x.ndim == 4
             and x.numel() > 0
             and x.dtype == self.weight.dtype
+            and x.dtype in DTYPES
             and self.padding_mode == "zeros"
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and not torch.compiler.is_compiling()
@@ -72,6 +75,10 @@ class PackedConv2d(nn.Conv2d):
             self._packed = (key, packed)
         return self._packed[1]
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.drop_packed()  # weights born in inference mode count no versions
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
 
@@ -84,7 +91,7 @@ def packable(conv: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
         and conv.weight.device.type == "cpu"
-        and conv.weight.dtype in (torch.float32, torch.bfloat16)
+        and conv.weight.dtype in DTYPES
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
         and torch.backends.mkldnn.is_available()

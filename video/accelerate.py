@@ -58,11 +58,11 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = "auto", examp
     """A copy of a network that gives the same answers sooner, for inference.
 
     Batch norms go into the convolutions before them where torch.export's graph proves that nothing else reads what lies
-    between, and so do ReLU, ReLU6 and hard swish on the CPU; weights become channels-last; in bf16 or fp16 inputs are
-    cast and outputs return in the dtype of the model. The graph is of the example's path: a forward that takes another
-    one for other shapes must be given `example` of the shape it is used with. A part of the folded network that is
-    called on its own (a convolution without its norm) gives other values than before. What a rounding changes, measure
-    with `compare`.
+    between, and so do ReLU, ReLU6 and hard swish on the CPU; weights become channels-last, unless forward takes views
+    that this forbids; in bf16 or fp16 inputs are cast and outputs return in the dtype of the model. The graph is of the
+    example's path: a forward that takes another one for other shapes must be given `example` of the shape it is used
+    with. A part of the folded network that is called on its own (a convolution without its norm) gives other values
+    than before. What a rounding changes, measure with `compare`.
 
     Args:
         model: in evaluation mode, on any device; not changed.
@@ -82,13 +82,13 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = "auto", examp
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     target = _dtype(dtype, model, own)
     fast = copy.deepcopy(model).requires_grad_(False)
-    found = _find(fast, example)
-    for name, convolution in found.batch_norms.items():
-        _fold.fold_batch_norm(fast.get_submodule(convolution), fast.get_submodule(name))
-        _fold.replace(fast, name, nn.Identity().eval())
-    fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _cast_parameters(fast, own, target)
-    activations, n_packed = _pack(fast, found)
+    found, arguments = _find(fast, example)
+    memory_format = torch.channels_last
+    activations, n_packed = _rebuild(fast, found, own, target, memory_format)
+    if arguments is not None and not _runs(fast, arguments, target):
+        # It takes a view of its maps as they would lie in memory otherwise, as x.view(n, -1) after a pool does.
+        fast, memory_format = copy.deepcopy(model).requires_grad_(False), torch.contiguous_format
+        activations, n_packed = _rebuild(fast, found, own, target, memory_format)
     if target != own:
         fast.register_forward_pre_hook(_InputCast(target), with_kwargs=True)
         fast.register_forward_hook(_OutputCast(own, target))
@@ -96,7 +96,7 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = "auto", examp
             if callable(getattr(type(fast), entrance, None)):
                 setattr(fast, entrance, _Entrance(fast, entrance, own, target))
     fast.acceleration = Acceleration(  # type: ignore[assignment]
-        tuple(found.batch_norms), activations, found.left, n_packed, target, torch.channels_last
+        tuple(found.batch_norms), activations, found.left, n_packed, target, memory_format
     )
     return fast
 
@@ -121,12 +121,38 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and supported is not None and bool(supported())
 
 
-def _find(model: nn.Module, example: Any) -> _fold.Findings:
+def _find(model: nn.Module, example: Any) -> tuple[_fold.Findings, tuple[Any, ...] | None]:
+    """What can be folded, and arguments of forward; None for a network that has nothing to change."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Conv2d) for module in model.modules()):
-        return _fold.Findings()
+        return _fold.Findings(), None
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.no_grad():
-        return _fold.find(model, (_black_frames(model),) if example is None else arguments)
+        arguments = (_black_frames(model),) if example is None else arguments
+        return _fold.find(model, arguments), arguments
+
+
+def _rebuild(
+    model: nn.Module, found: _fold.Findings, own: torch.dtype, target: torch.dtype, memory_format: torch.memory_format
+) -> tuple[tuple[str, ...], int]:
+    """Change a network in place; the activations that convolutions compute, and the number of packed convolutions."""
+    for name, convolution in found.batch_norms.items():
+        _fold.fold_batch_norm(model.get_submodule(convolution), model.get_submodule(name))
+        _fold.replace(model, name, nn.Identity().eval())
+    if memory_format == torch.channels_last:
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+    _cast_parameters(model, own, target)
+    # The packed convolution gives its maps channels-last.
+    return _pack(model, found) if memory_format == torch.channels_last else ((), 0)
+
+
+def _runs(model: nn.Module, arguments: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    """Whether a rebuilt network takes these arguments."""
+    try:
+        with torch.no_grad():
+            model(*tree_map(_InputCast(dtype).cast, arguments))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _black_frames(model: nn.Module) -> Tensor:

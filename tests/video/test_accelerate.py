@@ -220,3 +220,40 @@ def test_a_clip_network_without_shift() -> None:
     fast = accelerate(model, None)
     assert fast.acceleration.folded
     torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+class Viewing(nn.Module):
+    """Maps flattened by a view, which wants them in torch's usual order."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU()
+        self.fc = nn.Linear(8 * 16 * 16, 5)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv(x)))
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_views_of_maps_keep_their_order(dtype):
+    model = settle(Viewing())
+    fast = accelerate(model, dtype)
+    assert fast.acceleration.memory_format == torch.contiguous_format and fast.acceleration.folded == ("norm",)
+    assert fast.acceleration.packed == 0 and fast.acceleration.activations == ()
+    assert compare(model, fast, FRAMES).relative_difference < (1e-5 if dtype is None else 0.03)
+
+
+def test_packed_convolutions_of_other_dtypes():
+    model = settle(MobileNetV2(num_classes=5, width=0.25))
+    fast = accelerate(model, None)
+    expected = model.double()(FRAMES.double())
+    torch.testing.assert_close(fast.double()(FRAMES.double()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_loaded_in_inference_mode_are_used():
+    with torch.inference_mode():
+        first, second = (accelerate(settle(MobileNetV2(num_classes=5, width=0.25)), None) for _ in range(2))
+        second(FRAMES)
+        second.load_state_dict(first.state_dict())
+        torch.testing.assert_close(second(FRAMES), first(FRAMES))
