@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from video.preprocess import Preprocess
+from video.shift import TemporalShift
 from video.skip.policy import COMPUTE, EXIT, REUSE, Decision, Policy, PolicyState
 from video.skip.signals import FrameLike, Signals
 from video.skip.trace import Trace, TraceEntry
@@ -58,8 +59,9 @@ def run(
 
     Yields:
         One result for each frame in display order. Of a policy with an order of its own (Confidence): one for each
-        visited frame in that order and a last one, of action "exit", with the answer for the whole video; the trace
-        lists all frames that were left out.
+        visited frame in that order (in that of time where the network has temporal shifts, which read the frame
+        before) and a last one, of action "exit", with the answer for the whole video; the trace lists all frames that
+        were left out.
 
     Raises:
         ValueError: the policy needs a file and the source is live, or the network is in training mode.
@@ -80,7 +82,9 @@ def _visit(source: Any, answers: Answers, policy: Policy, skip: str, trace: Trac
     if is_file:
         order = policy.order(len(source), source.keyframes)
         if order is not None:
-            yield from _in_order(source, order, answers, policy, trace)
+            # Shifts carry the frame before into the next one: any other order than time's gives wrong answers.
+            visits = sorted(order) if _remembers(answers.network) else order
+            yield from _in_order(source, visits, answers, policy, trace)
             return
         if policy.needs == "packets":
             results = _planned(source, answers, policy)
@@ -97,12 +101,18 @@ def _visit(source: Any, answers: Answers, policy: Policy, skip: str, trace: Trac
         yield result
 
 
+def _remembers(network: Any) -> bool:
+    """Whether a network, or the one behind `step`, reads the frame before."""
+    model = getattr(network, "model", network)
+    return isinstance(model, nn.Module) and any(isinstance(module, TemporalShift) for module in model.modules())
+
+
 class Answers:
     """The network with its explicit state, and the last answer."""
 
     def __init__(self, network: Any, prepare: Callable[[Tensor], Tensor], keep_all: bool) -> None:
         self._step = getattr(network, "step", None)
-        self._network = network
+        self.network = network
         self._prepare = prepare
         self._state: Any = None
         self._keep_all = keep_all
@@ -120,7 +130,7 @@ class Answers:
             if self._step is not None:
                 output, self._state = self._step(x, None if reset else self._state)
             else:
-                output = self._network(x)
+                output = self.network(x)
             if len(x) > 1 and isinstance(output, Tensor):
                 output = output.mean(0, keepdim=True)
         _lap(seconds, "network", clock)
