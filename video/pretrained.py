@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common_kernels._checks import describe
 from video.checkpoints import load_checkpoint, read_state_dict
 from video.models import TSM, EfficientNetLite, MobileNetV2, ProxylessNAS, ResNet
 from video.models.efficientnet_lite import VARIANTS, variant_of
@@ -263,5 +264,7 @@ def _fitting(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str
     for key, value in state.items():
         if value.shape != expected[key].shape:
             raise ValueError(f"{path}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
+        if expected[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(f"{path}: {key} must be floating-point, got {describe(value)}")
     # Copies: a tensor that stays mapped would change, or kill the process, with the file.
     return {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common_kernels._checks import describe
 from video.checkpoints.filename import Said, read_name
 from video.checkpoints.infer import backbone_of, place_of, shifted_modules
 from video.checkpoints.layouts import LAYOUTS, Layout, from_ours, to_ours
@@ -116,7 +117,7 @@ def load_checkpoint(
         backbone_arguments=backbone_arguments,
         num_classes=rows,
         num_segments=segments,
-        fold_div=fold_div or said.fold_div or 8,
+        fold_div=fold_div if fold_div is not None else said.fold_div or 8,
         direction=direction,
         place=found_place or place or "blockres",
         dropout=dropout,
@@ -205,4 +206,6 @@ def _fitting(name: str, ours: Mapping[str, Tensor], model: TSM) -> dict[str, Ten
     for key, value in state.items():
         if value.shape != expected[key].shape:
             raise ValueError(f"{name}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
+        if expected[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(f"{name}: {key} must be floating-point, got {describe(value)}")
     return {key: state[key].detach().to("cpu", expected[key].dtype, copy=True) for key in expected}

@@ -51,9 +51,9 @@ def read_state_dict(path: str | os.PathLike[str], sha256: str | None = None) -> 
         except OSError:
             raise
         except pickle.UnpicklingError as error:
-            reason = str(error).strip().splitlines()
-            blocked = next((line.strip() for line in reason if "GLOBAL" in line), reason[0] if reason else "no pickle")
-            raise ValueError(f"{path} is no file of tensors alone, and nothing else is loaded: {blocked}") from None
+            lines = (line.strip() for line in str(error).splitlines() if "GLOBAL" in line)
+            reason = next(lines, "it is not in the format of torch.save")
+            raise ValueError(f"{path} is no file of tensors alone, and nothing else is loaded: {reason}") from None
         except Exception as error:  # whatever the parser raises on a file that is none
             raise ValueError(f"{path} is not a checkpoint: {type(error).__name__}: {error}") from None
     return state_dict_of(content, str(path))

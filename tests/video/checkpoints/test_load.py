@@ -214,6 +214,7 @@ def test_a_tsn_says_so(tmp_path: Path) -> None:
         (dict(num_classes=6), "num_classes=6, but its classifier has 5 rows"),
         (dict(shift=False), "shift=False, but its weights are shifted"),
         (dict(fold_div=1), "fold_div must be at least 2"),
+        (dict(fold_div=0), "fold_div must be at least 2"),
         (dict(sha256="0" * 8), "sha256 must be left out where source is no file"),
     ],
     ids=str,
@@ -251,13 +252,17 @@ def without(state: State, *parts: str) -> State:
         (lambda s: {**s, "epoch": 3}, "must hold tensors, got int for 'epoch'"),
         (lambda s: {**s, "backbone.conv1.conv.weight": torch.zeros(())}, r"must be \[out, in, kernel, .*, got \[\]"),
         (
+            lambda s: {**s, "backbone.conv1.conv.weight": s["backbone.conv1.conv.weight"].to(torch.int8)},
+            r"conv1.weight must be floating-point, got int8 \[",
+        ),
+        (
             lambda s: {**s, "cls_head.fc_cls.weight": torch.zeros(1).expand(10**9, 512)},
             r"claims float32 \[1000000000, 512\], more than is stored",
         ),
     ],
     ids=[
         "one shift less", "tensors", "block", "stage", "head", "stem", "unknown", "shape", "non-local", "other network",
-        "empty", "number", "scalar", "expanded",
+        "empty", "number", "scalar", "integers", "expanded",
     ],
 )  # fmt: skip
 def test_wrong_tensors(change: Callable[[State], State], message: str) -> None:
