@@ -16,6 +16,7 @@ from trisparse.journal import Journal
 from trisparse.zoo import load_pretrained
 from video import skip
 from video.classify import Classifier, ClassScore, FrameAnswer
+from video.pretrained import ModelCard
 from video.reader import VideoReader, open_live
 
 DTYPES: dict[str, torch.dtype | str | None] = {"fp32": None, "bf16": torch.bfloat16, "auto": "auto"}
@@ -136,7 +137,10 @@ def load_classifier(model: str, dtype: str, delta: float | None) -> Classifier:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return Classifier(load_pretrained(model), DTYPES[dtype], delta)
+    network = load_pretrained(model)
+    if not isinstance(network.card, ModelCard):
+        raise ValueError(f"--model must be a network of the video package, got {model} ({network.card.architecture})")
+    return Classifier(network, DTYPES[dtype], delta)
 
 
 def is_camera(source: str) -> bool:

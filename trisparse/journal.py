@@ -29,10 +29,10 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.path = Path(path)
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._progress = self.path.with_name(self.path.name + ".progress")
         if self.path.is_dir():
             raise IsADirectoryError(f"{self.path}: a directory, but a file to write was expected")
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._progress = self.path.with_name(self.path.name + ".progress")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{self.path}: its folder {self.path.parent} does not exist")
         wanted = json.loads(json.dumps(settings))  # as it reads back
@@ -65,7 +65,9 @@ class Journal:
         size = self._partial.stat().st_size
         whole = [mark for mark in marks[1:] if mark["bytes"] <= size]
         # Without what was cut off, so that the next mark starts on a line of its own.
-        self._progress.write_text("".join(json.dumps(mark) + "\n" for mark in [marks[0], *whole]), encoding="utf-8")
+        rewritten = self._progress.with_name(self._progress.name + ".new")
+        rewritten.write_text("".join(json.dumps(mark) + "\n" for mark in [marks[0], *whole]), encoding="utf-8")
+        os.replace(rewritten, self._progress)
         return {mark["item"]: mark["bytes"] for mark in whole}
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:

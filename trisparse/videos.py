@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from video.skip import Confidence, draw_timeline
 
 # Of the ways to choose frames, those that give the same frames each time.
 CLIPS = ("uniform", "twice", "dense")
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def wanted(
@@ -73,6 +75,8 @@ def run(
     Raises:
         ValueError, OSError: what concerns all of them: the network, the places to write to.
     """
+    if timeline is not None and not wanted.by_frame and wanted.policy is None:
+        raise ValueError("--timeline shows what was done frame by frame: add --live, --policy or --delta")
     pictures = _pictures(sources, timeline)
     for source in sources:
         if not is_camera(source) and not Path(source).is_file():
@@ -84,9 +88,15 @@ def run(
         if output is not None:
             if any(Path(source).exists() and output.exists() and output.samefile(source) for source in sources):
                 raise ValueError(f"{output}: the answers would overwrite the video they come from")
+            partial = Path(f"{output}.partial")
+            if any(map(is_camera, sources)) and not overwrite and partial.exists() and partial.stat().st_size:
+                raise FileExistsError(
+                    f"{partial} holds the answers of a run that was cut off, and a camera cannot give its frames "
+                    "again: move it away, or start anew with --overwrite"
+                )
             settings = {"model": model, "dtype": dtype, "delta": delta, "wanted": repr(wanted)}
             journal = stack.enter_context(Journal(output, settings, overwrite))
-        stack.enter_context(_resumable(output))
+        stack.enter_context(_resumable(output, overwrite))
         stopping = stack.enter_context(_stopping()) if any(map(is_camera, sources)) else lambda: False
         left = [source for source in sources if journal is None or source not in journal.finished]
         if len(left) < len(sources):
@@ -97,12 +107,22 @@ def run(
                 summary = _follow(classify(source, classifier, wanted, journal, source in pictures, stopping), source)
             except (ValueError, OSError) as error:
                 failed += 1
-                print(f"trisparse: error: {text.one_line(error)}", file=sys.stderr, flush=True)
+                _complain(error)
                 if journal is not None:
                     journal.write([{"video": source, "error": text.one_line(error)}])
+            except KeyboardInterrupt:
+                if journal is not None and is_camera(source):  # nobody can give its frames again
+                    journal.finish(source)
+                    journal.close()
+                    print(f"\nwrote {output}", file=sys.stderr)
+                raise
             else:
                 bar.write("\n".join([f"{source}: {summary.lines[0]}", *summary.lines[1:]]))
-                _draw(summary, pictures.get(source), classifier)
+                try:
+                    _draw(summary, pictures.get(source), classifier)
+                except (ValueError, OSError) as error:  # the answers are there all the same
+                    failed += 1
+                    _complain(error)
             if journal is not None:
                 journal.finish(source)
             bar.update()
@@ -111,9 +131,15 @@ def run(
     return failed
 
 
+def _complain(error: Exception) -> None:
+    print(f"trisparse: error: {text.one_line(error)}", file=sys.stderr, flush=True)
+
+
 def _follow(progress: Progress, source: str) -> Summary:
     """Run to the end with a bar of frames."""
-    with tqdm(unit="frame", desc=Path(source).name[:32], leave=False, disable=None, mininterval=0.5) as bar:
+    name = Path(source).name[:32]
+    # Closed first of all: what was answered last must reach the journal while that is open.
+    with tqdm(unit="frame", desc=name, leave=False, disable=None, mininterval=0.5) as bar, closing(progress):
         while True:
             try:
                 done, bar.total = next(progress)
@@ -127,9 +153,13 @@ def _pictures(sources: Sequence[str], timeline: Path | None) -> dict[str, Path]:
     """Where the time line of each source goes."""
     if timeline is None:
         return {}
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("--timeline needs matplotlib: pip install 'trisparse[video]'")
     if len(sources) == 1 and not timeline.is_dir():
         if not timeline.parent.is_dir():
             raise FileNotFoundError(f"{timeline}: its folder {timeline.parent} does not exist")
+        if timeline.suffix.lower() not in PICTURES:
+            raise ValueError(f"--timeline must be a picture with a suffix of {' '.join(PICTURES)}, got {timeline}")
         return {sources[0]: timeline}
     if timeline.exists() and not timeline.is_dir():
         raise ValueError(f"--timeline must be a folder for more than one video, got the file {timeline}")
@@ -147,26 +177,28 @@ def _draw(summary: Summary, path: Path | None, classifier: Classifier) -> None:
     if path is None:
         return
     if summary.trace is None or not len(summary.trace):
-        print(f"{summary.source}: no time line, the frames of a whole video are not followed; add --live or --policy")
+        print(f"{summary.source}: no time line, no frame came")
         return
     draw_timeline(summary.trace, path, title=Path(summary.source).name, labels=classifier.card.class_names)
     print(f"wrote {path}")
 
 
 @contextmanager
-def _resumable(output: Path | None) -> Iterator[None]:
+def _resumable(output: Path | None, overwrite: bool) -> Iterator[None]:
     """A word on what a stopped run leaves behind."""
     try:
         yield
     except KeyboardInterrupt:
-        if output is not None:
-            print(f"\nstopped; the same command goes on ({output}.partial holds what is done)", file=sys.stderr)
+        partial = Path(f"{output}.partial")
+        if output is not None and partial.exists():
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            print(f"\nstopped; {again} goes on ({partial} holds what is done)", file=sys.stderr)
         raise
 
 
 @contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: a camera ends with its frame; pressed again, at once."""
+    """Whether Ctrl-C was pressed or the process told to end: a camera ends with its frame; told again, at once."""
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:
@@ -175,8 +207,9 @@ def _stopping() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed = True
 
-    before: Any = signal.signal(signal.SIGINT, press)
+    before: Any = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -96,7 +96,8 @@ class Classifier:
         if not isinstance(card, ModelCard):
             raise ValueError(f"model must carry a ModelCard as attribute card, got {type(card).__name__}")
         self.card = card
-        self.segments = card.num_segments if card.num_segments > 1 else SEGMENTS
+        segments = model.num_segments if isinstance(model, TSM) else card.num_segments
+        self.segments = segments if segments > 1 else SEGMENTS
         self.preprocess = Preprocess(card.size, round(card.size / CROP), card.mean, card.std)
         self.model = accelerate(model, dtype)
         self.live_refusal = _live_refusal(model)
@@ -128,13 +129,14 @@ class Classifier:
         # Frame by frame: all frames of a video at full size would not fit into memory.
         prepared = [prepare(frame.rgb()[None]) for frame in reader.decode(chosen.tolist())]
         frames = torch.cat(prepared, 1)[:, row].unflatten(1, clips.shape)  # [crops, clips, T, 3, size, size]
-        x = frames.flatten(0, 1)  # [crops * clips, T, 3, size, size]
+        # Clip by clip: the activations of a hundred clips would not fit either.
         with torch.inference_mode():
-            if isinstance(self.model, TSM):
-                logits = self.model(x)
-            else:
-                logits = self.model(x.flatten(0, 1))
-        return VideoAnswer(self.best(logits.float().mean(0), top), clips)
+            logits = [self._logits(x) for x in frames.flatten(0, 1)]  # of [T, 3, size, size]
+        return VideoAnswer(self.best(torch.stack(logits).mean(0), top), clips)
+
+    def _logits(self, clip: Tensor) -> Tensor:
+        """The mean [classes] of what the network says of a clip [T, 3, size, size]."""
+        return self.model(clip).float().mean(0)
 
     def frames(
         self, source: Any, policy: Policy | None = None, trace: Trace | None = None, top: int = 5

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ pytest.importorskip("av")
 from trisparse import classifying, videos
 from video import skip
 from video.classify import Classifier
-from video.models import TSM
+from video.models import TSM, MobileNetV2
 from video.pretrained import ModelCard, load_pretrained, save_pretrained
 from video.reader import VideoReader
 
@@ -234,6 +236,10 @@ def test_output_that_exists(trisparse: Run, tiny: Path, clips: Path, tmp_path: P
         (["a.mp4", "--dtype", "fp8"], "dtype must be one of"),
         (["a.mp4", "-o", "no/out.jsonl"], "does not exist"),
         (["a.mp4", "-o", "a.mp4"], "overwrite the video"),
+        (["a.mp4", "-o", "."], "a directory"),
+        (["a.mp4", "--timeline", "t.png"], "add --live"),
+        (["a.mp4", "--live", "--timeline", "t.foo"], "suffix of .png"),
+        (["a.mp4", "--live", "--timeline", "a.mp4"], "suffix of .png"),
         (["a.mp4", "--model", "tsm-motion-digit"], "did you mean"),
     ],
 )
@@ -251,3 +257,111 @@ def test_every_policy_of_the_package_can_be_asked_for() -> None:
     known = {"EveryNth", "KeyFrames", "PacketSize", "LumaDifference", "MotionVectors", "Confidence", "LearnedGate"}
     assert known == {name for name in skip.__all__ if isinstance(getattr(skip, name), type)} & known
     assert len(classifying.POLICIES) == len(known)
+
+
+def test_single_frame_networks_of_other_projects(trisparse: Run, clips: Path, tmp_path: Path) -> None:
+    model = MobileNetV2(num_classes=5, width=0.25).eval()
+    torch.save(model.state_dict(), tmp_path / "mobilenet_v2.pth")
+    result = trisparse("classify-video", clips / "a.mp4", "--model", tmp_path / "mobilenet_v2.pth")
+    assert result.exit_code == 0 and "8 of 12 frames" in result.stdout, result.stderr
+
+
+def test_a_network_of_points_is_none_for_video(trisparse: Run, clips: Path) -> None:
+    fails(
+        trisparse("classify-video", clips / "a.mp4", "--model", "minkunet14-streets"), "--model must be", "minkunet14"
+    )
+
+
+def test_clips_are_run_one_by_one(tiny: Path, clips: Path) -> None:
+    classifier = Classifier(load_pretrained(tiny), None)
+    frames: list[int] = []
+    classifier.model.register_forward_pre_hook(lambda _, args: frames.append(args[0].numel() // (3 * 32 * 32)))
+    with VideoReader(clips / "b.mp4") as reader:
+        together = classifier.video(reader, "dense", crops=3)
+    assert frames == [4] * 30
+    assert sum(score.probability for score in together.best) <= 1.0001
+
+
+def test_a_picture_that_fails_loses_no_answers(
+    trisparse: Run, tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(videos, "draw_timeline", full)
+    out = tmp_path / "out.jsonl"
+    result = trisparse("classify-video", clips, "--live", "--model", tiny, "-o", out, "--timeline", tmp_path / "t")
+    fails(result, "No space left", "3 of 3 videos failed", code=1)
+    assert len(lines(out)) == 12 + 20 + 5 and "best" in lines(out)[0]
+
+
+class Endless:
+    """A camera that is interrupted after some frames."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self.reader = reader
+
+    def __iter__(self) -> Any:
+        for frame in self.reader.frames():
+            if frame.index == 7:
+                raise KeyboardInterrupt
+            yield frame
+
+
+def test_a_camera_interrupted_at_once_keeps_its_answers(
+    tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(classifying, "open_live", lambda _: nullcontext(Endless(VideoReader(clips / "a.mp4"))))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        videos.run(["-"], str(tiny), "fp32", None, classifying.Wanted(live=True), out, None, False)
+    assert [line["frame"] for line in lines(out)] == list(range(7))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out.jsonl"]
+    assert "the same command" not in capsys.readouterr().err
+
+
+def test_an_interrupted_overwrite_says_how_to_go_on(
+    tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(videos, "classify", interrupted)
+    for overwrite, word in ((False, "the same command goes on"), (True, "without --overwrite goes on")):
+        with pytest.raises(KeyboardInterrupt):
+            sources = [str(clips / "a.mp4")]
+            videos.run(sources, str(tiny), "fp32", None, classifying.Wanted(), tmp_path / "o", None, overwrite)
+        assert word in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_answers_of_a_camera_that_was_cut_off_stay(trisparse: Run, tiny: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_text('{"frame": 0}\n')
+    (tmp_path / "out.jsonl.progress").write_text("{}\n")
+    result = trisparse("classify-video", tmp_path / "pipe", "--model", tiny, "-o", tmp_path / "out.jsonl")
+    fails(result, "out.jsonl.partial holds the answers", "--overwrite")
+    assert partial.read_text() == '{"frame": 0}\n'
+
+
+def test_a_camera_that_is_told_to_end_writes_its_answers(tiny: Path, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "clip.ts", 15), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "trisparse", "classify-video", "-", "--model", str(tiny), "-o", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, text=False) as process:
+        assert process.stdin is not None
+        for _ in range(600):
+            if process.poll() is not None:
+                break
+            process.stdin.write(clip.read_bytes())
+            process.stdin.flush()
+            partial = tmp_path / "out.jsonl.partial"
+            if partial.exists() and partial.stat().st_size:
+                process.terminate()
+                break
+            time.sleep(0.05)
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert lines(out)[0]["frame"] == 0
