@@ -46,6 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(videos, "find_clips", lambda: ({"carphone_pristine": clip}, []))
     monkeypatch.setattr(videos, "MOTIONS", (0, 3, 1))
     monkeypatch.setattr(videos, "ROUNDS", 1)
+    monkeypatch.setattr(videos, "imagenet_weights", lambda: None)
     return data
 
 

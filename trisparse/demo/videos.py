@@ -125,9 +125,9 @@ def videos(folder: Path, say: Callable[[str], None]) -> Videos:
         "CPU time per frame on one thread, decoding included. Dense: the network as loaded, every frame decoded, "
         "converted and computed. Agreement: share of frames with the dense network's first class. Skipping found its "
         f"threshold in the clip, unlabelled, for at most {MAX_FLIPS:.0%} changed answers; where none saves anything, "
-        "or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed again where "
-        f"they move by that part of a layer's typical value, found likewise in the first {CALIBRATION} frames; frames "
-        "that change too much are computed as a whole."
+        "or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed again "
+        f"where they move by that part of a layer's typical value, found likewise in the first {CALIBRATION} "
+        "frames; frames that change too much are computed as a whole."
     )
     return Videos(clips, Path(name).name, caption, motion, skipped)
 
