@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from video.reader.container import import_av, open_container, video_stream
+from video.reader.container import import_av, open_file, video_stream
 from video.reader.entry_points import HEADER_BYTES, starts_clean
 from video.reader.errors import VideoError
 from video.reader.index import FrameIndex
@@ -45,7 +45,7 @@ def hazards(index: FrameIndex) -> Hazards:
     discarded = leading = unclean = count = 0
     key: int | None = None
     times: list[int] = []
-    with open_container(index.path) as container:
+    with open_file(index.path) as container:
         stream = video_stream(container, index.path)
         names = container.format.name.split(",")
         h264, extradata = stream.codec_context.codec.canonical_name == "h264", stream.codec_context.extradata

@@ -24,24 +24,40 @@ def import_av() -> Any:
 
 def check_file(path: str) -> None:
     """Raises FileNotFoundError, IsADirectoryError, PermissionError or VideoError unless `path` is a readable file."""
+    if isinstance(path, bytes):
+        raise TypeError(f"path must be a str or os.PathLike[str], got {path!r}")
     if not os.path.exists(path):
         raise FileNotFoundError(f"no such video file: {path!r}")
     if os.path.isdir(path):
         raise IsADirectoryError(f"expected a video file, got a directory: {path!r}")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"no permission to read the video file: {path!r}")
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if not os.path.isfile(path):
+        raise VideoError(f"{path}: expected a video file, got a pipe or device: open_live reads these")
+    if os.path.getsize(path) == 0:
         raise VideoError(f"{path}: expected a video file, got an empty file (0 bytes)")
 
 
+def open_file(path: str) -> av.container.InputContainer:
+    """`open_container` of the file of just this name: FFmpeg might see a protocol in it (a:b), or a pattern (%d)."""
+    return open_container(path, {"pattern_type": "none"}, name=f"file:{path}")
+
+
 def open_container(
-    source: str, options: dict[str, str] | None = None, file: Any = None, **kwargs: Any
+    source: str, options: dict[str, str] | None = None, file: Any = None, name: str | None = None, **kwargs: Any
 ) -> av.container.InputContainer:
-    """FFmpeg's container of a file, device or URL, or what `file.read` gives; VideoError where it is not one."""
+    """FFmpeg's container of a file, device or URL, or what `file.read` gives; VideoError where it is not one.
+
+    `name`: what FFmpeg is told instead of the source, which errors name.
+    """
     av = import_av()
     try:
         return av.open(
-            source if file is None else file, mode="r", options=options or {}, metadata_errors="replace", **kwargs
+            (name or source) if file is None else file,
+            mode="r",
+            options=options or {},
+            metadata_errors="replace",
+            **kwargs,
         )
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise VideoError(
@@ -49,8 +65,11 @@ def open_container(
         ) from error
     except (av.error.FFmpegError, OSError) as error:
         if isinstance(error, (FileNotFoundError, PermissionError)):
-            raise
-        raise VideoError(f"{source}: could not be opened ({error})") from error
+            if name is None:
+                raise
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else PermissionError
+            raise kind(error.errno, error.strerror, source) from error
+        raise VideoError(f"{source}: could not be opened ({error.strerror or error})") from error
 
 
 def video_stream(container: av.container.InputContainer, source: str) -> av.video.stream.VideoStream:
@@ -65,8 +84,12 @@ def video_stream(container: av.container.InputContainer, source: str) -> av.vide
                 if other is not stream and hasattr(other, "discard"):
                     other.discard = av.stream.Discard.all  # packets of sound and text are not even read
             return stream
-    found = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+    found = ", ".join(sorted({_kind(stream) for stream in container.streams})) or "none"
     raise VideoError(f"{source}: expected a file with a video stream, got streams of type: {found}")
+
+
+def _kind(stream: Any) -> str:
+    return "cover art" if stream.type == "video" else str(stream.type)
 
 
 def set_threads(stream: av.video.stream.VideoStream, threads: int) -> None:

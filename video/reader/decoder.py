@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from video.reader.container import import_av, open_container, release, set_threads, video_stream
+from video.reader.container import import_av, open_file, release, set_threads, video_stream
 from video.reader.errors import VideoError
 from video.reader.index import FrameIndex
 
@@ -271,7 +271,7 @@ class Decoder:
     def _open(self) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
         if self._container is None or self._pid != os.getpid():
             self.close()
-            self._container = open_container(self.index.path)
+            self._container = open_file(self.index.path)
             self._pid = os.getpid()
         if self._stream is None:
             self._stream = video_stream(self._container, self.index.path)

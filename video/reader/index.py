@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from video.reader.container import check_file, import_av, open_container, set_threads, video_stream
+from video.reader.container import check_file, import_av, open_file, set_threads, video_stream
 from video.reader.entry_points import HEADER_BYTES, starts_clean
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class FrameIndex:
     def build_open(cls, path: str) -> tuple[FrameIndex, av.container.InputContainer]:
         """As `build`, with the file that it opened, read to its end: opening costs as much as some frames."""
         check_file(path)
-        container = open_container(path)
+        container = open_file(path)
         try:
             return cls._of(container, path), container
         except BaseException:
@@ -174,6 +174,10 @@ def _has_times(packets: list[_Packet], codec: str) -> bool:
     """Whether presentation times tell the frames apart."""
     if any(packet.pts is None for packet in packets):
         return False
+    # Recordings that were put end to end begin anew: a time may stand for several frames.
+    sent = [packet.dts for packet in packets if packet.dts is not None]
+    if any(later < earlier for earlier, later in pairwise(sent)):
+        return False
     # A "not coded" picture of MPEG-4 part 2 fills a packet of a few bytes and never comes out as a frame.
     return not (codec == "mpeg4" and any(packet.size <= 8 for packet in packets))
 
@@ -201,7 +205,7 @@ def decode_from(path: str, key: tuple[int, int] | None = None) -> Iterator[av.Vi
     Packets that do not decode are left out. Starts at the beginning where the container does not find the key frame.
     """
     av = import_av()
-    with open_container(path) as container:
+    with open_file(path) as container:
         stream = video_stream(container, path)
         set_threads(stream, 1)
         packets = container.demux(stream)
@@ -250,7 +254,7 @@ def _decoded_index(path: str, packets: list[_Packet], base: Fraction, size: tupl
     frames = [(frame.pts, bool(frame.key_frame), frame.pict_type) for frame in decode_from(path)]
     times = [pts for pts, _, _ in frames]
     if any(pts is None for pts in times) or any(b <= a for a, b in pairwise(times)):
-        with open_container(path) as container:
+        with open_file(path) as container:
             stream = video_stream(container, path)
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         times, base = list(range(len(frames))), 1 / Fraction(rate)
