@@ -1,14 +1,15 @@
-"""Whole clips answered frame by frame, decoding included: every frame computed, or those that a policy asks for.
+"""Clips answered frame by frame, decoding included: every frame computed, or those that a policy asks for.
 
-Both sides have the same reader, conversion, preprocessing and network. The policy is calibrated on the clip itself,
-from the network's own answers, before the clock starts. Its error is the share of frames whose best class is not that
-of the dense run, which may be 1 %. Where no policy gains anything every frame is computed.
+All sides have the same reader, conversion, preprocessing and network. The policy and its threshold come from the
+network's own answers, before the clock starts: on the whole clip those of the clip itself, on its second half those of
+the first, which tells what they are worth on footage that they have not seen. The error is the share of frames whose
+best class is not that of the dense run, which may be 1 %. Where no policy gains anything every frame is computed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,31 +23,30 @@ from benchmarks.video.clips import Clip
 from benchmarks.workloads import Unavailable
 
 if TYPE_CHECKING:
-    from video.skip import Policy
+    from video.reader import Frame, PacketTable, VideoReader
+    from video.skip import Observation, Policy
 
 DENSE = "every frame"
 MAX_FLIPS = 0.01
-IMAGENET = Path(__file__).resolve().parents[3] / "shared" / "data" / "video" / "proxyless-w0.3-r176_imagenet.pth"
-NETWORKS = {
-    "ProxylessNAS w0.3 (ImageNet)": "proxylessnas",
-    "MobileNetV2 (random weights)": "mobilenet_v2",
-    "ResNet-50 (random weights)": "resnet50",
-}
+PROXYLESS = Path(__file__).resolve().parents[3] / "shared" / "data" / "video" / "proxyless-w0.3-r176_imagenet.pth"
+NETWORKS = {"EfficientNet-Lite0 (ImageNet)": "efficientnet_lite0", "ProxylessNAS w0.3 (ImageNet)": "proxylessnas"}
+WHOLE, HALF = "whole clip, calibrated on itself", "second half, calibrated on the first"
 
 
 def trials(clip: Clip, settings: Settings) -> Iterator[Trial]:
-    """One trial for each network; on one thread, in fp32."""
+    """Two trials for each network; on one thread, in fp32."""
     for shape, name in NETWORKS.items():
         try:
             model, prepare = network(name)
         except Unavailable:
             continue
-        yield _trial(clip, shape, model, prepare)
+        for part in (WHOLE, HALF):
+            yield _trial(clip, f"{shape}, {part}", part == HALF, model, prepare)
 
 
-def _trial(clip: Clip, shape: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Trial:
+def _trial(clip: Clip, shape: str, half: bool, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Trial:
     path = str(clip.path)
-    right = functools.cache(lambda: dense(path, model, prepare))
+    right = functools.cache(lambda: dense(path, half, model, prepare))
 
     def changed(answers: Sequence[int]) -> list[Tensor]:
         differ = sum(a != b for a, b in zip(answers, right()))
@@ -58,24 +58,28 @@ def _trial(clip: Clip, shape: str, model: nn.Module, prepare: Callable[[Tensor],
         shape=shape,
         reference=lambda: [torch.zeros(1)],
         competitors=[
-            Competitor(DENSE, "fp32", 1, lambda: functools.partial(dense, path, model, prepare), changed),
-            Competitor(OURS, "fp32", 1, functools.partial(_ours, path, model, prepare), changed, MAX_FLIPS),
+            Competitor(DENSE, "fp32", 1, lambda: functools.partial(dense, path, half, model, prepare), changed),
+            Competitor(OURS, "fp32", 1, functools.partial(_ours, path, half, model, prepare), changed, MAX_FLIPS),
         ],
     )
 
 
 def network(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A network in evaluation mode, channels-last, and its preprocessing; Unavailable without its weights."""
+    """A network in evaluation mode, channels-last, and its preprocessing; Unavailable without its ImageNet weights.
+
+    Those that are not in NETWORKS have random weights.
+    """
     from video.models import create
     from video.preprocess import Preprocess
-    from video.pretrained import load_pretrained
+    from video.pretrained import imagenet_weights, load_pretrained
 
-    if name != "proxylessnas":
+    if name not in NETWORKS.values():
         torch.manual_seed(0)
         return channels_last(create(name, num_classes=400).eval()), Preprocess()
-    if not IMAGENET.is_file():
-        raise Unavailable(f"no {IMAGENET}")
-    model = load_pretrained(IMAGENET)
+    path = PROXYLESS if name == "proxylessnas" else imagenet_weights()
+    if path is None or not path.is_file():
+        raise Unavailable(f"no weights of {name}")
+    model = load_pretrained(path)
     card: Any = model.card
     prepare = Preprocess(card.size, round(card.size * 256 / 224), card.mean, card.std)
     return channels_last(model), prepare
@@ -89,51 +93,91 @@ def channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
-def dense(path: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> list[int]:
+class SecondHalf:
+    """The second half of a file as a source of its own, for policies that see decoded frames."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self._reader = reader
+        self._start = len(reader) // 2
+
+    def __len__(self) -> int:
+        return len(self._reader) - self._start
+
+    @property
+    def keyframes(self) -> list[int]:
+        return [index - self._start for index in self._reader.keyframes if index >= self._start]
+
+    @property
+    def packets(self) -> PacketTable:
+        table = self._reader.packets
+        return type(table)(*(column[self._start :] for column in table))
+
+    def frames(self, motion_vectors: bool = False, skip: str = "none") -> Iterator[Frame]:
+        for frame in self._reader.frames(self._start, motion_vectors=motion_vectors, skip=skip):
+            frame.index -= self._start
+            yield frame
+
+    def decode(self, indices: Iterable[int]) -> Iterator[Frame]:
+        for frame in self._reader.decode([index + self._start for index in indices]):
+            frame.index -= self._start
+            yield frame
+
+
+def dense(path: str, half: bool, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> list[int]:
     """The best class of every frame, each of them decoded, converted, preprocessed and computed."""
     from video.reader import VideoReader
 
     with VideoReader(path) as reader, torch.no_grad():
-        return [int(model(prepare(frame.rgb()[None]).flatten(0, 1)).argmax()) for frame in reader.frames()]
+        frames = reader.frames(len(reader) // 2 if half else 0)
+        return [int(model(prepare(frame.rgb()[None]).flatten(0, 1)).argmax()) for frame in frames]
 
 
-def _ours(path: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Callable[[], list[int]]:
+def _ours(path: str, half: bool, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Callable[[], list[int]]:
     from video.reader import VideoReader
     from video.skip import run
 
-    policy, skip = best_policy(path, model, prepare)
+    seen = _observation(path, model, prepare)
+    policy, skip = best_policy(seen.part(0, len(seen) // 2) if half else seen)
 
     def call() -> list[int]:
         with VideoReader(path) as reader:
-            return [result.entry.answer or 0 for result in run(reader, model, policy, prepare, skip=skip)]
+            source = SecondHalf(reader) if half else reader
+            return [result.entry.answer or 0 for result in run(source, model, policy, prepare, skip=skip)]
 
     return call
 
 
-def best_policy(path: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> tuple[Policy, str]:
+@functools.lru_cache(maxsize=1)
+def _observation(path: str, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> Observation:
+    from video.reader import VideoReader
+    from video.skip import observe
+
+    with VideoReader(path) as reader:
+        return observe(model, reader, prepare, skip="nonref")
+
+
+def best_policy(seen: Observation) -> tuple[Policy, str]:
     """The policy that computes least within MAX_FLIPS, and what the decoder may leave out for it.
 
-    Leaving out unreferenced frames is preferred: it saves decoding. Where nothing gains, every frame is computed.
+    Those that hold on held-out frames too go first. Where nothing gains, every frame is computed.
     """
-    from video.reader import VideoReader
-    from video.skip import EveryNth, LearnedGate, LumaDifference, NothingToGainError, observe
+    from video.skip import EveryNth, LearnedGate, LumaDifference, NothingToGainError
     from video.skip.calibration import search
     from video.skip.gate import train
 
-    with VideoReader(path) as reader:
-        seen = observe(model, reader, prepare, skip="nonref")
+    found = []
     for skip, one in (("nonref", seen), ("none", replace(seen, decoded=[True] * len(seen)))):
         policies: list[Policy] = [LumaDifference(), LumaDifference(relative=True)]
         try:
             policies.append(LearnedGate(train([one])))
         except ValueError:  # the answer never changes: the others will do
             pass
-        found = []
         for policy in policies:
             try:
-                found.append(search(policy, [one], MAX_FLIPS))
+                found.append((*search(policy, [one], MAX_FLIPS), skip))
             except NothingToGainError:
                 continue
-        if found:
-            return min(found, key=lambda pair: pair[1].fitted.computed)[0], skip
-    return EveryNth(1), "none"
+    if not found:
+        return EveryNth(1), "none"
+    policy, _, skip = min(found, key=lambda one: (not one[1].ok, one[1].fitted.computed))
+    return policy, skip

@@ -111,7 +111,8 @@ def test_every_nth_is_calibrated_too() -> None:
 def test_held_out_frames_tell_when_the_threshold_does_not_hold() -> None:
     # Steps of 15 levels within one class, then steps of 8 levels from one class to the next (at 63.75).
     first, second = ([10, 25] * 10 + [200] * 5) * 2, [60, 68] * 25
-    _, report = calibrate(LumaDifference(0), LevelNetwork(), video(first + second), preprocess=PREPARE)
+    policy = LumaDifference(0, back_off=False)  # the rests are short
+    _, report = calibrate(policy, LevelNetwork(), video(first + second), preprocess=PREPARE)
     # What is right for all is careful enough for the second half; what the first half alone chooses is not.
     assert report.fitted.flips == 0 and report.value < 8
     assert report.held_out.flips > 10 and not report.ok
@@ -177,9 +178,29 @@ def test_the_gate_needs_something_to_learn() -> None:
             LearnedGate.fit(LevelNetwork(), video(levels), PREPARE)
 
 
+def test_the_gate_does_not_judge_what_it_has_not_learned() -> None:
+    # Taught on steps of 20 levels that never matter and a drift that does, shown jumps.
+    quiet = video([40, 60] * 40 + [60 + i // 4 for i in range(60)])
+    gate = replace(LearnedGate.fit(LevelNetwork(), quiet, PREPARE), threshold=1.0, back_off=False)
+    trace = Trace()
+    list(run(video([40, 60, 40, 200, 200, 60, 60]), LevelNetwork(), gate, PREPARE, trace=trace))
+    assert [entry.action[0] for entry in trace] == list("crrcrcr")
+    assert trace.reasons["compute: more change than was learned from"] == 2
+
+
+def test_a_saved_gate_keeps_its_settings(tmp_path: Path) -> None:
+    seen = [observe(LevelNetwork(), wandering(120), PREPARE)]
+    for back_off in (True, False):
+        gate = LearnedGate(train(seen), 0.25, max_staleness=9, scene_cut=30.0, back_off=back_off)
+        gate.save(tmp_path / "gate.safetensors")
+        again = LearnedGate.load(tmp_path / "gate.safetensors")
+        assert (again.threshold, again.max_staleness, again.scene_cut, again.back_off) == (0.25, 9, 30.0, back_off)
+        assert all(np.array_equal(again.weights[name], value) for name, value in gate.weights.items())
+
+
 def test_the_gate_refuses_other_weights(tmp_path: Path) -> None:
     n = len(FEATURES)
-    shapes = dict(mean=(n,), std=(n,), w1=(n, 16), b1=(16,), w2=(16,), b2=())
+    shapes = dict(mean=(n,), std=(n,), w1=(n, 16), b1=(16,), w2=(16,), b2=(), most=(5,))
     weights = {name: np.ones(shape) for name, shape in shapes.items()}
     LearnedGate(weights)
     with pytest.raises(ValueError, match="weights must be"):

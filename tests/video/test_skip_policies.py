@@ -56,6 +56,38 @@ def test_luma_is_held_against_the_last_computed_frame() -> None:
     assert actions(LumaDifference(0), lumas([5, 5, 6, 6, 5])) == "crcrc"
 
 
+def test_looks_at_fewer_frames_while_every_one_has_changed() -> None:
+    looks: list[int] = []
+
+    class Seen(Signals):
+        @property
+        def luma(self) -> np.ndarray:
+            looks.append(self.index)
+            return super().luma
+
+    def run(policy: Policy, levels: Sequence[int]) -> tuple[str, list[int]]:
+        looks.clear()
+        done = actions(policy, [Seen(i, luma=plane(level)) for i, level in enumerate(levels)])
+        return done, sorted(set(looks))
+
+    moving = [i * 10 % 250 for i in range(60)]
+    # Frames 0 to 7 are looked at; of the next 2, 4, 8, 8 only the last, which the frame after it is held against.
+    expected = [*range(8), 9, 10, 14, 15, 23, 24, 32, 33, 41, 42, 50, 51, 59]
+    assert run(LumaDifference(1), moving) == ("c" * 60, expected)
+    assert run(LumaDifference(1, back_off=False), moving) == ("c" * 60, list(range(60)))
+    assert run(LumaDifference(1, scene_cut=200), moving) == ("c" * 60, list(range(60)))
+    # It comes to rest at frame 16: the look at 24 tells, from then on all are looked at.
+    done, looked = run(LumaDifference(1), moving[:16] + [7] * 20)
+    assert done == "c" * 24 + "r" * 12 and looked == [*range(8), 9, 10, 14, 15, 23, *range(24, 36)]
+    # Frames that changed now and then do not make it look away.
+    assert run(LumaDifference(1), [1, 9, 9] * 12)[1] == list(range(36))
+    state = LumaDifference(1).start()
+    for i in range(12):
+        LumaDifference(1).decide(Signals(i, luma=plane(i * 9)), state)
+    copy = state.clone()
+    assert (copy.lively, copy.blind) == (state.lively, state.blind) != (0, 0)
+
+
 def test_a_small_object_is_not_lost_in_the_mean() -> None:
     still, moving = plane(50), plane(50)
     moving[8:16, 8:16] = 90  # one of 24 blocks: mean 1.67, block 40

@@ -218,7 +218,7 @@ def candidates(policy: Policy, seen: Sequence[Observation]) -> list[float]:
     found: set[float] = set()
     for value in (careful, bold):
         for one in seen:
-            extreme = changed(policy, value)
+            extreme = replace(changed(policy, value), back_off=False)
             decisions = simulate_exit(extreme, one)[0] if policy.reads == "scores" else simulate(extreme, one)[0]
             found.update(decision.signal for decision in decisions if decision.signal is not None)
     return sorted(found, reverse=not policy.rising)

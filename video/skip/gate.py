@@ -23,6 +23,7 @@ FEATURES = (
     "mean difference", "largest block", "mean of the most changed tenth", "share of changed blocks", "brightness",
     "staleness", "bytes", "key frame", "lead of the last answer",
 )  # fmt: skip
+_N_LUMA = 5  # the first of them, of how luma differs
 _FORMAT = "trisparse.LearnedGate"
 _HIDDEN = 16
 # Blocks that differ by more than this many levels count as changed.
@@ -41,7 +42,7 @@ class LearnedGate(Policy):
 
     `fit` learns it in seconds from the dense network's own answers on unlabelled video, `calibrate` finds the
     threshold. Features: how luma differs from the last computed frame, bytes and frames since then, and how clear the
-    last answer was.
+    last answer was. A frame that differs more than any it was taught on is computed.
 
     Attributes:
         weights: arrays of the gate by name; `fit` and `load` make them.
@@ -57,6 +58,7 @@ class LearnedGate(Policy):
         check_number("threshold", self.threshold, 0, 1)
         n = len(FEATURES)
         shapes = {"mean": (n,), "std": (n,), "w1": (n, _HIDDEN), "b1": (_HIDDEN,), "w2": (_HIDDEN,), "b2": ()}
+        shapes["most"] = (_N_LUMA,)
         came = {name: tuple(value.shape) for name, value in self.weights.items()}
         if came != shapes:
             raise ValueError(f"weights must be {shapes}, got {came}")
@@ -75,6 +77,8 @@ class LearnedGate(Policy):
         if signals.scores is None:
             raise ValueError("LearnedGate needs the last output of the network among the signals")
         row = luma_features(signals.luma, state.reference)
+        if any(value > most for value, most in zip(row, self.weights["most"].tolist())):
+            return Decision(COMPUTE, "more change than was learned from")
         row += other_features(state.staleness + 1, state.carried, signals.is_keyframe, lead(signals.scores))
         chance = self.chance(np.array(row))
         if chance > self.threshold:
@@ -116,6 +120,8 @@ class LearnedGate(Policy):
         for name in ("max_staleness", "scene_cut"):
             if getattr(self, name) is not None:
                 metadata[name] = repr(getattr(self, name))
+        if not self.back_off:
+            metadata["back_off"] = "False"
         save_file({name: torch.from_numpy(np.array(value)) for name, value in self.weights.items()}, partial, metadata)
         os.replace(partial, path)
 
@@ -138,6 +144,7 @@ class LearnedGate(Policy):
                 float(metadata["threshold"]),
                 max_staleness=int(metadata["max_staleness"]) if "max_staleness" in metadata else None,
                 scene_cut=float(metadata["scene_cut"]) if "scene_cut" in metadata else None,
+                back_off="back_off" not in metadata,
             )
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a saved LearnedGate ({error})") from None
@@ -168,7 +175,8 @@ def train(videos: Sequence[Observation], seed: int = 0) -> dict[str, Array]:
             loss.backward()
             optimizer.step()
     named = dict(mean=mean, std=std, w1=w1, b1=b1, w2=w2, b2=b2)
-    return {name: value.detach().double().numpy() for name, value in named.items()}
+    learned = {name: value.detach().double().numpy() for name, value in named.items()}
+    return {**learned, "most": np.concatenate(rows)[:, :_N_LUMA].max(0)}
 
 
 def pairs(seen: Observation, limit: int, seed: int) -> tuple[Array, Array]:
@@ -212,7 +220,7 @@ def luma_features(luma: Array, reference: Array) -> list[float]:
 def other_features(staleness: int, carried: float, is_keyframe: bool, last_lead: float) -> list[float]:
     """The last four FEATURES."""
     clear = math.log(min(last_lead, _LONGEST_LEAD) + _LEAST)
-    return [math.log(staleness), math.log(carried + _LEAST), float(is_keyframe), clear]
+    return [math.log(min(staleness, _GAPS[-1])), math.log(carried + _LEAST), float(is_keyframe), clear]
 
 
 def _usual(usual: float, size: int, seen: int) -> float:

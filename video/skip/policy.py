@@ -14,6 +14,10 @@ from torch import Tensor
 from video.skip.signals import TIERS, Array, Signals
 
 COMPUTE, REUSE, EXIT = "compute", "reuse", "exit"
+# After so many frames in a row that had changed, a policy looks at fewer: between looks it computes 2, 4, ... frames,
+# at most so many. What it misses where the scene comes to rest is no more than that.
+_LIVELY = 8
+_MOST_BLIND = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class PolicyState:
         carried: bytes or pixels of motion gathered since the last computed frame.
         active: the last frame was computed because it had changed.
         usual: running mean of packet sizes, where the policy wants it.
+        lively: frames in a row that the policy looked at and found changed.
+        blind: frames that will yet be computed without looking at them.
     """
 
     seen: int = 0
@@ -52,6 +58,8 @@ class PolicyState:
     carried: float = 0.0
     active: bool = False
     usual: float = 0.0
+    lively: int = 0
+    blind: int = 0
 
     def clone(self) -> PolicyState:
         """A state that moves on by itself."""
@@ -68,6 +76,8 @@ class Policy(ABC):
         max_staleness: most frames in a row that may be reused; None for no limit.
         scene_cut: mean luma difference from the last computed frame, in levels of 0 to 255, from which on a frame
             begins a new scene: it is computed and resets the network's state. Reads the luma of every frame.
+        back_off: look at fewer frames while every one has changed, so that a policy which cannot skip costs next to
+            nothing; for policies that read luma and have no scene_cut.
         parameter: the attribute that `calibrate` searches.
         rising: whether a larger parameter computes fewer frames.
         reads: the tier that `judge` reads.
@@ -75,6 +85,7 @@ class Policy(ABC):
 
     max_staleness: int | None = field(default=None, kw_only=True)
     scene_cut: float | None = field(default=None, kw_only=True)
+    back_off: bool = field(default=True, kw_only=True)
 
     parameter: ClassVar[str | None] = None
     rising: ClassVar[bool] = True
@@ -97,11 +108,19 @@ class Policy(ABC):
 
     def decide(self, signals: Signals, state: PolicyState) -> Decision:
         """Decide about the next frame; the state moves on as if the decision is carried out."""
-        decision = self._decide(signals, state)
+        if state.blind:
+            state.blind -= 1
+            decision = Decision(COMPUTE, "lively, not looked at")
+        else:
+            decision = self._decide(signals, state)
+            if self.back_off and self.reads == "luma" and self.scene_cut is None:
+                state.lively = state.lively + 1 if decision.action == COMPUTE else 0
+                if state.lively >= _LIVELY:
+                    state.blind = min(_MOST_BLIND, 2 << (state.lively - _LIVELY))
         state.seen += 1
         if decision.action == COMPUTE:
             state.staleness, state.carried = 0, 0.0
-            if self._compares_luma:
+            if self._compares_luma and not state.blind:  # the frame after this one will be held against it
                 state.reference = signals.luma
         else:
             state.staleness += 1
