@@ -12,6 +12,7 @@ from common_kernels._checks import describe
 from common_kernels._windows import Pair, Window, check_threshold
 from common_kernels.conv_update import reference
 from common_kernels.conv_update.density import dense_pays as dense_pays
+from common_kernels.conv_update.library import LibraryConvolution
 from common_kernels.conv_update.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -30,6 +31,8 @@ class ConvUpdate:
     library's dense convolution, which is taken where it is faster (`dense_pays`), sums in another order: its results
     differ in their last bits, and a layer may switch between the two from frame to frame. Every kept value comes from
     one of the two and from the inputs of its time, so nothing drifts; `dense=False` keeps to the first alone.
+
+    `library` is the layer as one dense convolution.
 
     Inference only: `out` is mutated, gradients are not recorded. Plain Python that dispatches on the device, not an
     operator of torch.library: that boundary costs 35 µs for each of the sixty layers of a mobile network.
@@ -77,11 +80,12 @@ class ConvUpdate:
         self.groups = groups
         self.activation = activation
         self.c_out, self.c_in = weight.shape[0], weight.shape[1] * groups
+        self.library = LibraryConvolution(self.weight, self.bias, self.window, groups, activation)
         self._kernel: Any = None
         if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
             from common_kernels.conv_update import cpu
 
-            self._kernel = cpu.Layer(self.weight, self.bias, self.window, groups, activation)
+            self._kernel = cpu.Layer(self.weight, self.bias, self.window, groups, activation, self.library)
         elif weight.device.type == "cuda" and weight.dtype != torch.float64:
             from common_kernels.conv_update import gpu
 
@@ -100,7 +104,7 @@ class ConvUpdate:
         residual: Tensor | None = None,
         also: Tensor | None = None,
         threshold: float = 0.0,
-        dense: bool | None = None,
+        dense: bool | float | None = None,
     ) -> Tensor:
         """Bring `out` up to date with `x`.
 
@@ -111,8 +115,9 @@ class ConvUpdate:
             residual: contiguous, of out's shape and dtype, added before the activation.
             also: [B, Ho, Wo] bool, further pixels to compute anew, such as those where the residual changed.
             threshold: the largest move that is not a change, in the units of `out`.
-            dense: True for the library's convolution, False for this package's, None for the faster one by
-                `dense_pays`. Decides only where on a CPU both are available.
+            dense: True for the library's convolution, False for this package's, a number for the library's from that
+                share of active pixels on, None for the faster one by `dense_pays`. Decides only where on a CPU both
+                are available.
 
         Returns:
             [B, Ho, Wo] bool, which pixels were overwritten.
@@ -170,7 +175,7 @@ def conv_update(
     also: Tensor | None = None,
     activation: str = "none",
     threshold: float = 0.0,
-    dense: bool | None = None,
+    dense: bool | float | None = None,
 ) -> Tensor:
     """`ConvUpdate` in one call, which packs the weights each time."""
     layer = ConvUpdate(

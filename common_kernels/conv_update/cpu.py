@@ -8,14 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common_kernels._windows import Window
 from common_kernels.conv_update import cpu_kernels, reference
 from common_kernels.conv_update.cpu_kernels import BLOCK, DEPTHWISE_BLOCK, Spec
 from common_kernels.conv_update.density import dense_pays
+from common_kernels.conv_update.library import LibraryConvolution
 from common_kernels.gather_gemm.cpu import pack_weight
 from common_kernels.reach.cpu import list_active, mask_spec
+from common_kernels.row_update.cpu import update_rows
 from common_kernels.simd import HAS_BF16_DOT
 from common_kernels.threads import parallel_for
 
@@ -29,14 +30,21 @@ _FEW_CHANNELS = 8
 class Layer:
     """One layer's packed weights, and per input size what the kernels need to know."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int, activation: str) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        window: Window,
+        groups: int,
+        activation: str,
+        library: LibraryConvolution,
+    ) -> None:
         self.weight, self.bias, self.window, self.groups, self.activation = weight, bias, window, groups, activation
         self._half = weight.dtype == torch.bfloat16
         self._c_out, c_group, kernel_y, kernel_x = weight.shape
         self._c_in, self._taps = c_group * groups, kernel_y * kernel_x
         self._macs = self._c_out * c_group * self._taps
-        self._dense_weight = weight.contiguous(memory_format=torch.channels_last)
-        self._dense_bias = None if bias is None else bias.to(weight.dtype)
+        self._library = library
         self._depthwise = groups == self._c_in == self._c_out
         self._sizes: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray, tuple[int, int, int]]] = {}
         start = torch.zeros(self._c_out) if bias is None else bias.float().cpu()
@@ -66,7 +74,7 @@ class Layer:
         residual: Tensor | None,
         also: Tensor | None,
         threshold: float,
-        dense: bool | None,
+        dense: bool | float | None,
     ) -> Tensor:
         if self._half and not HAS_BF16_DOT:
             return reference.conv_update(
@@ -94,13 +102,12 @@ class Layer:
         added = 0 if residual is None else residual.data_ptr()
         if dense is None:
             dense = dense_pays(self._c_in, self._c_out, self._taps, self.groups, x.dtype, count / total)
+        elif not isinstance(dense, bool):
+            dense = count >= dense * total
         if dense:
-            sums = self._convolve(x)
-            parallel_for(
-                cpu_kernels.update_from_dense, count, 4096, sums.data_ptr(), added, out.data_ptr(), mask_at, listed_at,
-                count, spec, threshold,
-            )  # fmt: skip
-            return mask
+            added_planes = None if residual is None else residual.permute(0, 3, 1, 2)
+            new = self._library(x.permute(0, 3, 1, 2), added_planes).permute(0, 2, 3, 1)
+            return update_rows(out, new, mask, threshold)
         block = DEPTHWISE_BLOCK if self._depthwise else BLOCK
         parallel_for(
             cpu_kernels.update_depthwise if self._depthwise else cpu_kernels.update_blocks,
@@ -117,16 +124,6 @@ class Layer:
             threshold,
         )
         return mask
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """The library's sums [B, Ho, Wo, Cout], without residual and activation."""
-        window = self.window
-        with torch.no_grad():
-            planes = F.conv2d(
-                x.permute(0, 3, 1, 2), self._dense_weight, self._dense_bias, window.stride, window.padding,
-                window.dilation, self.groups,
-            )  # fmt: skip
-        return planes.permute(0, 2, 3, 1).contiguous()
 
     def _describe(self, batch: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
         window = self.window

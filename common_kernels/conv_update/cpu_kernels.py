@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, settle_row, silu_row, widen_row
+from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, settle_row, silu_row
 from common_kernels.gather_gemm.cpu import TALLEST, _multiply_rows
 from common_kernels.reach.cpu import bytes_at, int32_at
 from common_kernels.row_update.cpu_simd import copy_bytes
@@ -270,20 +270,3 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
         for r in range(n):
             row = np.int64(listed[first + r])
             finish_row(base + r * stride, row, residual, out, flags, channels, half, spec[_ACTIVATION], threshold)
-
-
-@njit(nogil=True, cache=True)
-def update_from_dense(dense, residual, out, mask, rows, count, spec, threshold, begin, end):
-    """Listed pixels [begin, end) from the sums of a dense convolution, of the layer's dtype."""
-    c_out, half = spec[_C_OUT], spec[_HALF] != 0
-    pitch = (2 if half else 4) * c_out
-    sums = np.empty(c_out, np.float32)
-    listed, flags = int32_at(rows, count), bytes_at(mask, 1 << 40)
-    base = np.int64(sums.ctypes.data)
-    for i in range(begin, end):
-        row = np.int64(listed[i])
-        if half:
-            widen_row(base, dense + row * pitch, c_out)
-        else:
-            copy_row(base, dense + row * pitch, c_out)
-        finish_row(base, row, residual, out, flags, c_out, half, spec[_ACTIVATION], threshold)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common_kernels.conv_update import ConvUpdate
 from common_kernels.pool_update import pool_update
@@ -114,7 +113,6 @@ class ConvolutionLayer(Layer):
         target: Convolution = operation.target  # type: ignore[assignment]
         self.convolution = target
         weight = target.weight.to(device, dtype)
-        bias = None if target.bias is None else target.bias.to(device, dtype)
         self.kernel = ConvUpdate(
             weight,
             None if target.bias is None else target.bias.to(device, torch.promote_types(dtype, torch.float32)),
@@ -124,27 +122,14 @@ class ConvolutionLayer(Layer):
             groups=target.groups,
             activation=target.activation,
         )
-        self.weight, self.bias = weight.to(memory_format=torch.channels_last), bias
         self.window = self.kernel.window
         self.x = self.inputs[0]
         self.residual = self.inputs[1] if target.residual else None
         self.cost = self.positions * target.products_per_pixel
 
     def compute(self, values: Values) -> Tensor:
-        target = self.convolution
-        x = values.get(self.x)
-        out = F.conv2d(x, self.weight, self.bias, target.stride, target.padding, target.dilation, target.groups)
-        if self.residual is not None:
-            out.add_(values.get(self.residual))
-        if target.activation == "relu":
-            out.relu_()
-        elif target.activation == "relu6":
-            F.hardtanh_(out, 0.0, 6.0)
-        elif target.activation == "hardswish":
-            F.hardswish(out, inplace=True)
-        elif target.activation == "silu":
-            F.silu(out, inplace=True)
-        return out
+        residual = None if self.residual is None else values.get(self.residual)
+        return self.kernel.library(values.get(self.x), residual)
 
     def update(self, values: Values, threshold: float, dense: bool | None) -> int:
         changed = values.changed[self.x]

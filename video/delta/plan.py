@@ -122,7 +122,7 @@ class Plan:
         """Where the network runs."""
         first = next((layer for layer in self.layers if isinstance(layer, ConvolutionLayer)), None)
         constants = (tensor for tensor in self.constants if tensor is not None)
-        return first.weight.device if first is not None else next(constants, torch.empty(0)).device
+        return first.kernel.weight.device if first is not None else next(constants, torch.empty(0)).device
 
     def values(self, tensors: Mapping[str, Tensor], fresh: Sequence[bool], counted: bool) -> Values:
         """The kept values of a state, of which nothing changed yet."""
