@@ -9,7 +9,7 @@ import torch
 
 from video.preprocess import Preprocess
 from video.pretrained import load_pretrained
-from video.skip import Confidence, Trace, run
+from video.skip import Confidence, LumaDifference, Trace, calibrate, run
 from video.stream import Stream
 from video.training.clips import CLASS_NAMES, digits, motion_clips
 
@@ -48,3 +48,12 @@ def test_motion_is_named_after_an_exit(tmp_path: Path) -> None:
         assert [result.index for result in results[:-1]] == list(range(len(clip)))
         named.append(int(results[-1].output.argmax()))
     assert named == labels.tolist()
+
+
+def test_training_networks_are_not_observed(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mkv", torch.zeros(3, 48, 48, 3, dtype=torch.uint8))
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
+    model[0].train()  # a part is enough
+    with VideoReader(clip) as reader, pytest.raises(ValueError, match="evaluation mode"):
+        calibrate(LumaDifference(), model, reader, preprocess=Preprocess(8, 8))
+    assert int(model[0].num_batches_tracked) == 0  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from video.preprocess import Preprocess
-from video.skip.pipeline import Answers
+from video.skip.pipeline import Answers, check_evaluating
 from video.skip.policy import COMPUTE, EXIT, Decision, Policy
 from video.skip.signals import Array, Signals, mean_motion, thumbnail
 
@@ -73,8 +73,9 @@ def observe(
     Keeps some 30 kB for each frame. `model` and `preprocess` are those of `run`; `progress` is told (done, frames).
 
     Raises:
-        ValueError: the network does not return logits.
+        ValueError: the network does not return logits, or is in training mode.
     """
+    check_evaluating(model)
     answers = Answers(model, Preprocess() if preprocess is None else preprocess, keep_all=False)
     size, is_keyframe, time = (column.tolist() for column in video.packets)
     kept = set(range(len(size))) if skip == "none" else {frame.index for frame in video.frames(skip=skip)}

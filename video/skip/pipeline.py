@@ -66,13 +66,18 @@ def run(
     Raises:
         ValueError: the policy needs a file and the source is live, or the network is in training mode.
     """
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError("network must be in evaluation mode, got one in training mode: call eval() first")
+    check_evaluating(network)
     if skip not in ("none", "nonref", "nonkey"):
         raise ValueError(f"skip must be one of none, nonref, nonkey, got {skip!r}")
     prepare = Preprocess() if preprocess is None else preprocess
     answers = Answers(network, prepare, keep_all=policy.reads == "scores")
     return _visit(source, answers, policy, skip, trace)
+
+
+def check_evaluating(network: Any) -> None:
+    """Raise where the network or a part of it is in training mode: its answers would depend on what it saw last."""
+    if isinstance(network, nn.Module) and any(module.training for module in network.modules()):
+        raise ValueError("network must be in evaluation mode, got one in training mode: call eval() first")
 
 
 def _visit(source: Any, answers: Answers, policy: Policy, skip: str, trace: Trace | None) -> Iterator[FrameResult]:
