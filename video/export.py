@@ -21,6 +21,7 @@ from video.shift import TemporalShift
 from video.stream import LiveNetwork
 
 TOLERANCE = 1e-4
+SIZE = 224  # of frames, where nothing tells
 LIVE_FRAMES = 4  # of the check: enough for every state to be fed back
 
 
@@ -49,7 +50,7 @@ def export_onnx(
     *,
     live: bool = False,
     batch: int | None = None,
-    size: int | tuple[int, int] = 224,
+    size: int | tuple[int, int] | None = None,
     in_channels: int = 3,
     class_names: Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
@@ -65,7 +66,7 @@ def export_onnx(
         model: fp32, in evaluation mode; before any `accelerate`.
         path: appears whole, and only if the comparison succeeds.
         batch: clips or streams; None leaves their number free.
-        size: height and width of the frames, in pixels.
+        size: height and width of the frames, in pixels; None takes them from `preprocess`, the model's card, or 224.
         class_names: meaning of the logits; None takes them from the model's card, if it has one.
         preprocess: what frames have to go through; None takes size, mean and standard deviation from the card.
 
@@ -77,12 +78,18 @@ def export_onnx(
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"ONNX export needs {package}: pip install 'trisparse[onnx]'")
+    stated = getattr(getattr(model, "card", None) if preprocess is None else preprocess, "size", None)
+    size = (stated or SIZE) if size is None else size
     height, width = (size, size) if isinstance(size, int) else size
+    if preprocess is not None and (height, width) != (preprocess.size, preprocess.size):
+        raise ValueError(f"size must be that of preprocess, {preprocess.size}, or be left out, got {size}")
     if (batch is not None and batch < 1) or min(height, width, in_channels) < 1:
         raise ValueError(
             f"batch, size and in_channels must be at least 1, got batch={batch}, size={size}, in_channels={in_channels}"
         )
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"path must be a file to write, got the folder {path}")
     if not path.parent.is_dir():
         raise ValueError(f"path must lie in an existing folder, got {path}")
     _check_model(model)
@@ -90,6 +97,9 @@ def export_onnx(
     network = _live(model, shape) if live else _offline(model, shape)
     metadata = _metadata(model, network, live, class_names, preprocess)
     program = _export(network, free_batch=batch is None)
+    classes, named = list(program.model.graph.outputs[0].shape)[-1], json.loads(metadata.get("class_names", "[]"))
+    if named and isinstance(classes, int) and len(named) != classes:
+        raise ValueError(f"class_names must name the {classes} classes of the network, got {len(named)}")
     program.model.metadata_props.update(metadata)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -120,7 +130,29 @@ class _Clips(nn.Module):
         self.num_segments = num_segments
 
     def forward(self, clip: Tensor) -> Tensor:
-        return self.model(clip.flatten(0, 1)).unflatten(0, (-1, self.num_segments))
+        return _logits(self.model(clip.flatten(0, 1))).unflatten(0, (-1, self.num_segments))
+
+
+class _Outputs(nn.Module):
+    """A network whose first output is a tensor, whatever object it comes in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frame: Tensor, *states: Tensor) -> Any:
+        output = self.model(frame, *states)
+        if not isinstance(self.model, LiveNetwork):
+            return _logits(output)
+        return (_logits(output[0]), *output[1:])
+
+
+def _logits(output: Any) -> Tensor:
+    """What a network returns, or the `logits` of an object as those of transformers."""
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"model must return a tensor, or an object with .logits, to be exported, got {type(output)}")
+    return output
 
 
 def _check_model(model: nn.Module) -> None:
@@ -139,7 +171,7 @@ def _offline(model: nn.Module, shape: tuple[int, ...]) -> _Network:
     of_clips = hasattr(model, "frame_logits")
     num_segments = getattr(model, "num_segments", None) if of_clips else next(iter(segments), None)
     if num_segments is None:
-        return _Network(model, (_random(shape, model),), ("frame",), ("logits",))
+        return _Network(_Outputs(model).eval(), (_random(shape, model),), ("frame",), ("logits",))
     module = model if of_clips else _Clips(model, num_segments).eval()
     clip = _random((shape[0], num_segments, *shape[1:]), model)
     return _Network(module, (clip,), ("clip",), ("logits",))
@@ -150,7 +182,7 @@ def _live(model: nn.Module, shape: tuple[int, ...]) -> _Network:
     states = [_random(state, model, seed=i) for i, state in enumerate(network.state_shapes(shape).values())]
     inputs = ("frame", *(f"state.{name}" for name in network.state_names))
     outputs = ("logits", *(f"next.{name}" for name in network.state_names))
-    return _Network(network, (_random(shape, model), *states), inputs, outputs)
+    return _Network(_Outputs(network).eval(), (_random(shape, model), *states), inputs, outputs)
 
 
 def _random(shape: tuple[int, ...], model: nn.Module, seed: int = 0) -> Tensor:
@@ -180,6 +212,8 @@ def _metadata(
     if source is not None:
         names = ("resize", "size", "mean", "std", "crops")
         stated = {name: getattr(source, name) for name in names if hasattr(source, name)}
+        frame = list(network.arguments[0].shape[-2:])
+        stated["size"] = frame[0] if frame[0] == frame[1] else frame
         metadata["preprocess"] = json.dumps({**stated, "colors": "RGB", "range": [0, 1]})
     if live:
         metadata["states"] = json.dumps(list(zip(network.inputs[1:], network.outputs[1:], strict=True)))

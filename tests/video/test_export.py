@@ -172,3 +172,43 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: 
         export_onnx(backbone_of("resnet18").eval(), path, size=32)
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["m"]
+
+
+class Answer:
+    """As transformers' outputs: an object that holds the logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Answering(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(self.model(x))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_networks_that_return_an_object(tmp_path: Path, live: bool) -> None:
+    model = add_temporal_shift(backbone_of("resnet18"), 4, direction="past")
+    exported = export_onnx(Answering(model).eval(), tmp_path / "m", size=48, live=live, batch=1)
+    assert exported.error is not None and exported.error < 1e-4
+    assert next(iter(exported.outputs)) == "logits"
+
+
+def test_size_and_class_names_fit_the_network(tmp_path: Path) -> None:
+    model, path = tsm(), tmp_path / "m"
+    model.card = ModelCard("small", "TSM", {}, tuple("abcde"), size=48)  # type: ignore[assignment]
+    exported = export_onnx(model, path, batch=1)
+    assert exported.inputs == {"clip": (1, 4, 3, 48, 48)}
+    exported = export_onnx(model, path, batch=1, size=(32, 48))
+    assert json.loads(exported.metadata["preprocess"])["size"] == [32, 48]
+    with pytest.raises(ValueError, match="size must be that of preprocess, 48"):
+        export_onnx(model, path, size=32, preprocess=Preprocess(48, 64))
+    with pytest.raises(ValueError, match="class_names must name the 5 classes of the network, got 1"):
+        export_onnx(model, tmp_path / "none", batch=1, class_names=["a"])
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="got the folder"):
+        export_onnx(model, tmp_path)
