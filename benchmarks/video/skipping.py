@@ -137,7 +137,7 @@ def _ours(path: str, half: bool, model: nn.Module, prepare: Callable[[Tensor], T
     from video.skip import run
 
     seen = _observation(path, model, prepare)
-    policy, skip = best_policy(seen.part(0, len(seen) // 2) if half else seen)
+    policy, skip = best_policy(seen.part(0, len(seen) // 2), careful=True) if half else best_policy(seen)
 
     def call() -> list[int]:
         with VideoReader(path) as reader:
@@ -156,10 +156,11 @@ def _observation(path: str, model: nn.Module, prepare: Callable[[Tensor], Tensor
         return observe(model, reader, prepare, skip="nonref")
 
 
-def best_policy(seen: Observation) -> tuple[Policy, str]:
+def best_policy(seen: Observation, careful: bool = False) -> tuple[Policy, str]:
     """The policy that computes least within MAX_FLIPS, and what the decoder may leave out for it.
 
-    Those that hold on held-out frames too go first. Where nothing gains, every frame is computed.
+    Those that hold on held-out frames too go first. For other footage (careful) only they count, and none that was
+    trained on the frames that calibrate it. Where nothing gains, every frame is computed.
     """
     from video.skip import EveryNth, LearnedGate, LumaDifference, NothingToGainError
     from video.skip.calibration import search
@@ -169,14 +170,17 @@ def best_policy(seen: Observation) -> tuple[Policy, str]:
     for skip, one in (("nonref", seen), ("none", replace(seen, decoded=[True] * len(seen)))):
         policies: list[Policy] = [LumaDifference(), LumaDifference(relative=True)]
         try:
-            policies.append(LearnedGate(train([one])))
+            if not careful:
+                policies.append(LearnedGate(train([one])))
         except ValueError:  # the answer never changes: the others will do
             pass
         for policy in policies:
             try:
-                found.append((*search(policy, [one], MAX_FLIPS), skip))
+                chosen, report = search(policy, [one], MAX_FLIPS)
             except NothingToGainError:
                 continue
+            if report.ok or not careful:
+                found.append((chosen, report, skip))
     if not found:
         return EveryNth(1), "none"
     policy, _, skip = min(found, key=lambda one: (not one[1].ok, one[1].fitted.computed))
