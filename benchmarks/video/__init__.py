@@ -37,6 +37,6 @@ ONLY: Mapping[str, Sequence[str]] = {
     "networks": ("shapes",),
     "motion": ("digits",),
     "reader": tuple(clips.CLIPS),
-    "skipping": _FILMED,
+    "skipping": (*_FILMED, "b.mp4", "muted_b.mp4"),
     "delta": _FILMED,
 }
