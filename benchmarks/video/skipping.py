@@ -113,7 +113,13 @@ class SecondHalf:
         return type(table)(*(column[self._start :] for column in table))
 
     def frames(self, motion_vectors: bool = False, skip: str = "none") -> Iterator[Frame]:
-        for frame in self._reader.frames(self._start, motion_vectors=motion_vectors, skip=skip):
+        start = self._start
+        if skip != "none":  # the first is always given: without it the frames up to the next would have no answer
+            for frame in self._reader.frames(start, start + 1, motion_vectors=motion_vectors):
+                frame.index -= self._start
+                yield frame
+            start += 1
+        for frame in self._reader.frames(start, motion_vectors=motion_vectors, skip=skip):
             frame.index -= self._start
             yield frame
 
