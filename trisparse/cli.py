@@ -30,7 +30,6 @@ Model = Annotated[str, typer.Option(help="A name that `trisparse models` lists, 
 Dtype = Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 where the CPU computes it faster.")]
 Threads = Annotated[Optional[int], typer.Option(min=1, help="Threads; all cores by default.")]  # noqa: UP045
 DEFAULT_MODEL = "minkunet14-streets"
-DEFAULT_VIDEO_MODEL = "tsm-motion-digits"
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,8 +130,17 @@ def classify_video(
         typer.Option(help="PNG of what was kept, skipped and decoded; a folder for several videos."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A name that `trisparse models` lists, a weights file, or a published checkpoint.")
-    ] = DEFAULT_VIDEO_MODEL,
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="A name that `trisparse models` lists, a weights file, or a published checkpoint; by default "
+            "EfficientNet-Lite0 (ImageNet) where trisparse[clips] is installed.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Text file that names the classes, one a line."),
+    ] = None,
     live: Annotated[bool, typer.Option("--live", help="Answer every frame as it comes.")] = False,
     policy: Annotated[
         Optional[str],  # noqa: UP045
@@ -172,7 +180,7 @@ def classify_video(
         _set_threads(threads)
         found = classifying.plan(sources)
         wanted = videos.wanted(live, policy, max_staleness, scene_cut, delta, clips, crops, top, found)
-        failed = videos.run(found, model, dtype, delta, wanted, output, timeline, overwrite)
+        failed = videos.run(found, model, dtype, delta, wanted, output, timeline, overwrite, labels)
     if failed:
         print(f"trisparse: {failed} of {len(found)} videos failed", file=sys.stderr)
         raise typer.Exit(1 if len(found) > failed or len(found) > 1 else 2)

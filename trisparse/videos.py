@@ -14,7 +14,16 @@ from typing import Any
 from tqdm import tqdm
 
 from trisparse import text
-from trisparse.classifying import Progress, Summary, Wanted, classify, is_camera, load_classifier, parse_policy
+from trisparse.classifying import (
+    Progress,
+    Summary,
+    Wanted,
+    classify,
+    default_model,
+    is_camera,
+    load_classifier,
+    parse_policy,
+)
 from trisparse.journal import Journal
 from video.classify import Classifier
 from video.preprocess import CROPS
@@ -62,15 +71,16 @@ def wanted(
 
 def run(
     sources: Sequence[str],
-    model: str,
+    model: str | None,
     dtype: str,
     delta: float | None,
     wanted: Wanted,
     output: Path | None,
     timeline: Path | None,
     overwrite: bool,
+    labels: Path | None = None,
 ) -> int:
-    """Classify all sources; the number of those that failed.
+    """Classify all sources; the number of those that failed. Without a model `default_model` is taken.
 
     Raises:
         ValueError, OSError: what concerns all of them: the network, the places to write to.
@@ -81,7 +91,10 @@ def run(
     for source in sources:
         if not is_camera(source) and not Path(source).is_file():
             raise FileNotFoundError(f"{source}: no such video")
-    classifier = load_classifier(model, dtype, delta)
+    if model is None:
+        model, word = default_model()
+        print(word, file=sys.stderr)
+    classifier = load_classifier(model, dtype, delta, labels)
     failed = 0
     with ExitStack() as stack:
         journal = None
@@ -94,7 +107,8 @@ def run(
                     f"{partial} holds the answers of a run that was cut off, and a camera cannot give its frames "
                     "again: move it away, or start anew with --overwrite"
                 )
-            settings = {"model": model, "dtype": dtype, "delta": delta, "wanted": repr(wanted)}
+            settings: dict[str, object] = {"model": model, "dtype": dtype, "delta": delta, "wanted": repr(wanted)}
+            settings["labels"] = None if labels is None else str(labels)
             journal = stack.enter_context(Journal(output, settings, overwrite))
         stack.enter_context(_resumable(output, overwrite))
         stopping = stack.enter_context(_stopping()) if any(map(is_camera, sources)) else lambda: False

@@ -365,3 +365,24 @@ def test_a_camera_that_is_told_to_end_writes_its_answers(tiny: Path, tmp_path: P
         process.stdin.close()
         assert process.wait(60) == 0
     assert lines(out)[0]["frame"] == 0
+
+
+def test_labels_name_the_classes(trisparse: Run, tiny: Path, clips: Path, tmp_path: Path) -> None:
+    labels, out = tmp_path / "labels.txt", tmp_path / "out.jsonl"
+    labels.write_text("\n".join(f"name {i}" for i in range(len(NAMES))))
+    result = trisparse("classify-video", clips / "a.mp4", "--model", tiny, "--labels", labels, "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert lines(out)[0]["best"][0]["class"].startswith("name ")
+    labels.write_text("one\ntwo\n")
+    result = trisparse("classify-video", clips / "a.mp4", "--model", tiny, "--labels", labels)
+    fails(result, "labels.txt", "each of 7 classes expected, got 2")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_model(
+    trisparse: Run, tiny: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr(classifying, "imagenet_weights", lambda: tiny if installed else None)
+    result = trisparse("classify-video", clips / "a.mp4")
+    assert result.exit_code == 0, result.stderr
+    assert "no --model given" in result.stderr and ("clockwise" in result.stdout) == (not installed)

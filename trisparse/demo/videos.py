@@ -209,12 +209,14 @@ def _motions(path: Path, truth: list[int]) -> str:
 def _calibrated(reader: VideoReader, fast: Classifier) -> tuple[Policy, str]:
     """Luma differences with the threshold that this clip allows, and what to call it."""
     try:
-        policy, found = calibrate(LumaDifference(), fast.per_frame, reader, MAX_FLIPS, preprocess=fast.preprocess)
+        policy, found = calibrate(
+            LumaDifference(relative=True), fast.per_frame, reader, MAX_FLIPS, preprocess=fast.preprocess
+        )
     except NothingToGainError:
         return EveryNth(1), "nothing to skip"
     if not found.ok:
         return EveryNth(1), "nothing to skip safely"
-    return policy, f"skips changes below {found.value:.2g} levels"
+    return policy, f"skips changes below {found.value:.2g}"
 
 
 def _dtype(classifier: Classifier) -> str:
