@@ -49,16 +49,18 @@ class PolicyKind:
 
 
 POLICIES: dict[str, PolicyKind] = {
-    "every": PolicyKind("N", None, "every N-th frame", lambda text, o: skip.EveryNth(int(text), **o)),
+    "every": PolicyKind("N", None, "every N-th frame", lambda text, o: skip.EveryNth(_whole_number(text), **o)),
     "keyframes": PolicyKind("", "", "the encoder's key frames", lambda text, o: skip.KeyFrames(**o)),
-    "packets": PolicyKind("BYTES", None, "after so many bytes", lambda text, o: skip.PacketSize(float(text), **o)),
+    "packets": PolicyKind("BYTES", None, "after so many bytes", lambda text, o: skip.PacketSize(_number(text), **o)),
     "luma": PolicyKind(
-        "LEVELS", "1", "on a change of brightness", lambda text, o: skip.LumaDifference(float(text), **o)
+        "LEVELS", "1", "on a change of brightness", lambda text, o: skip.LumaDifference(_number(text), **o)
     ),
-    "motion": PolicyKind("PIXELS", None, "after so much motion", lambda text, o: skip.MotionVectors(float(text), **o)),
+    "motion": PolicyKind(
+        "PIXELS", None, "after so much motion", lambda text, o: skip.MotionVectors(_number(text), **o)
+    ),
     "gate": PolicyKind("FILE", None, "what a learned gate says", lambda text, o: _gate(text, o)),
     "exit": PolicyKind(
-        "PROBABILITY", "0.9", "until the answer is sure", lambda text, o: skip.Confidence(float(text), **o)
+        "PROBABILITY", "0.9", "until the answer is sure", lambda text, o: skip.Confidence(_number(text), **o)
     ),
 }
 
@@ -86,6 +88,20 @@ def parse_policy(text: str, max_staleness: int | None = None, scene_cut: float |
         return kind.make(value, given)
     except ValueError as error:
         raise ValueError(f"--policy {text}: {error}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number after the colon, got {text!r}") from None
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"expected a whole number after the colon, got {text!r}") from None
 
 
 def _gate(path: str, options: dict[str, Any]) -> skip.Policy:

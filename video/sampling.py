@@ -44,13 +44,15 @@ def sample_indices(
         ValueError: no frames, a mode that does not exist, or an argument that the mode does not have.
     """
     for name, count in (("n_frames", n_frames), ("num_segments", num_segments)):
+        if isinstance(count, bool) or not hasattr(count, "__index__"):
+            raise ValueError(f"{name} must be a whole number, got {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if mode not in MODES:
         close = difflib.get_close_matches(str(mode), MODES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}{hint}")
-    if starts is not None and (mode != "dense" or starts < 1):
+    if starts is not None and (mode != "dense" or not hasattr(starts, "__index__") or starts < 1):
         raise ValueError(f"starts must be at least 1 and belongs to mode 'dense', got {starts} for {mode!r}")
     if generator is not None and mode not in ("dense", "random"):
         raise ValueError(f"generator belongs to the modes 'dense' and 'random', mode {mode!r} is not random")

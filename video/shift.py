@@ -50,6 +50,9 @@ def exporting() -> bool:
 
 def check_shift(num_segments: int, fold_div: int, direction: str) -> None:
     """Raise unless the three describe a temporal shift."""
+    for name, value in (("num_segments", num_segments), ("fold_div", fold_div)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
     if fold_div < (2 if direction == "both" else 1):

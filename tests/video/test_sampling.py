@@ -65,6 +65,8 @@ def test_fewer_frames_than_segments() -> None:
     [
         ((0, 8), {}, "n_frames must be at least 1, got 0"),
         ((10, 0), {}, "num_segments must be at least 1, got 0"),
+        ((8.5, 2), {}, "n_frames must be a whole number, got 8.5"),
+        ((8, True), {}, "num_segments must be a whole number, got True"),
         ((10, 8, "unifrom"), {}, "did you mean 'uniform'"),
         ((10, 65, "dense"), {}, "at most 64 for mode 'dense', got 65"),
         ((10, 8), {"starts": 3}, "starts .* belongs to mode 'dense'"),

@@ -76,6 +76,8 @@ def test_compiles_as_one_graph(device):
     ("arguments", "message"),
     [
         ((0,), "num_segments must be at least 1, got 0"),
+        ((1.0,), "num_segments must be a whole number, got 1.0"),
+        ((2, True), "fold_div must be a whole number, got True"),
         ((4, 1), "fold_div must be at least 2"),
         ((4, 0, "past"), "fold_div must be at least 2 .1 for direction 'past'., got 0"),
         ((4, 8, "future"), "direction must be one of both, past, got 'future'"),

@@ -136,6 +136,8 @@ def test_nothing_to_gain() -> None:
 
 def test_refusals() -> None:
     network = LevelNetwork()
+    with pytest.raises(ValueError, match=r"policy must be a Policy, as LumaDifference\(1\) is, got 'luma'"):
+        calibrate("luma", network, video([1] * 50), preprocess=PREPARE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="KeyFrames has no threshold to calibrate"):
         calibrate(KeyFrames(), network, video([1] * 50), preprocess=PREPARE)
     with pytest.raises(ValueError, match="max_flips must be from 0 to 1, got nan"):

@@ -257,6 +257,9 @@ def test_luma_change_against_plain_arithmetic() -> None:
     ("make", "message"),
     [
         (lambda: EveryNth(0), "n must be at least 1, got 0"),
+        (lambda: EveryNth(1.5), "n must be a whole number, got 1.5"),  # type: ignore[arg-type]
+        (lambda: EveryNth(True), "n must be a whole number, got True"),
+        (lambda: KeyFrames(max_staleness=1.5), "max_staleness must be a whole number, got 1.5"),  # type: ignore[arg-type]
         (lambda: PacketSize(NAN), "threshold must be at least 0, got nan"),
         (lambda: PacketSize(-1), "threshold must be at least 0, got -1"),
         (lambda: LumaDifference(NAN), "threshold must be at least 0, got nan"),

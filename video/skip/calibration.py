@@ -108,6 +108,8 @@ def calibrate(
         NothingToGainError: no value saves 5 % of the frames.
         ValueError: the policy has nothing to search, or the video is too short.
     """
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy must be a Policy, as LumaDifference(1) is, got {policy!r}")
     check_number("max_flips", max_flips, 0, 1)
     if policy.parameter is None:
         raise ValueError(f"{type(policy).__name__} has no threshold to calibrate")

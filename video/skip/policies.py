@@ -9,7 +9,18 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from video.skip.policy import COMPUTE, EXIT, REUSE, Decision, Policy, PolicyState, check_number, lead, probabilities
+from video.skip.policy import (
+    COMPUTE,
+    EXIT,
+    REUSE,
+    Decision,
+    Policy,
+    PolicyState,
+    check_count,
+    check_number,
+    lead,
+    probabilities,
+)
 from video.skip.signals import Signals
 
 # Answers closer than this are a tie; keeps quotients finite.
@@ -25,8 +36,7 @@ class EveryNth(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        check_count("n", self.n, 1)
 
     def judge(self, signals: Signals, state: PolicyState) -> Decision:
         if state.staleness + 1 >= self.n:

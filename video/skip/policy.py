@@ -92,8 +92,8 @@ class Policy(ABC):
     reads: ClassVar[str] = "packets"
 
     def __post_init__(self) -> None:
-        if self.max_staleness is not None and self.max_staleness < 0:
-            raise ValueError(f"max_staleness must be at least 0, got {self.max_staleness}")
+        if self.max_staleness is not None:
+            check_count("max_staleness", self.max_staleness, 0)
         if self.scene_cut is not None:
             check_number("scene_cut", self.scene_cut)
 
@@ -151,6 +151,14 @@ class Policy(ABC):
         if self.max_staleness is not None and state.staleness >= self.max_staleness:
             return Decision(COMPUTE, "stale")
         return self.judge(signals, state)
+
+
+def check_count(name: str, value: int, low: int) -> None:
+    """Raise unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
