@@ -151,6 +151,10 @@ def _clip(title: str, path: Path, model: nn.Module, picture: Path) -> Clip:
         policy, note = _calibrated(reader, fast)
         changed = Classifier(model, dtype=None, delta=0.0)
         seen = [fast.preprocess(frame.rgb()[None])[0, 0] for frame in reader.frames(stop=CALIBRATION)]
+        with compiling():
+            for classifier in (fast, half, changed):
+                _, state = classifier.per_frame.step(seen[0][None])
+                classifier.per_frame.step(seen[-1][None], state)
         threshold = delta.calibrate(changed.per_frame, seen, MAX_FLIPS).threshold
         rows = [
             Row(title, "dense", _answers(reader, _Plain(model), fast, EveryNth(1))),
@@ -159,9 +163,6 @@ def _clip(title: str, path: Path, model: nn.Module, picture: Path) -> Clip:
             Row(title, f"  pixels changed by {threshold:.2g}", _answers(reader, changed.per_frame, fast, EveryNth(1))),
             Row(title, f"accelerated {_dtype(half)}", _answers(reader, half.per_frame, fast, EveryNth(1))),
         ]
-        with compiling():
-            for row in rows:
-                row.answers = row.call(Trace())
         for _ in range(ROUNDS):
             for row in rows:
                 trace = Trace()
