@@ -126,6 +126,8 @@ class ConvUpdate:
             ValueError: shapes, dtypes or devices that do not belong together, tensors that are not contiguous.
         """
         check_threshold(threshold)
+        if dense is not None and not dense >= 0:
+            raise ValueError(f"dense must be True, False, None or a share of at least 0, got {dense!r}")
         if x.ndim != 4 or x.shape[3] != self.c_in or x.dtype != self.weight.dtype or not x.is_contiguous():
             raise ValueError(
                 f"x must be contiguous {describe(self.weight).split()[0]} [B, H, W, {self.c_in}], got {describe(x)}"

@@ -24,7 +24,7 @@ _NAMES: dict[str, tuple[str, list[float]]] = {
 
 
 class LibraryConvolution:
-    """`act(conv(x) + bias + residual)` of x [B, Cin, H, W] as it lies in memory; [B, Cout, Ho, Wo], channels-last.
+    """`act(conv(x) + bias + residual)` of x [B, Cin, H, W] in any layout; [B, Cout, Ho, Wo].
 
     On a CPU oneDNN runs it on weights brought into its own order once, for the size that comes first; elsewhere, and in
     other dtypes, torch. Inference only.
@@ -62,9 +62,12 @@ class LibraryConvolution:
             return torch.ops.mkldnn._convolution_pointwise.default(
                 x, packed, self.bias, *self._shape, name, numbers, ""
             )
+        if self._shape[3] > 1:  # torch sums after a grouped convolution by itself, and not in bf16
+            sums = torch.ops.mkldnn._convolution_pointwise.default(x, packed, self.bias, *self._shape, "none", [], "")
+            return ACTIVATIONS[self.activation](sums.add_(residual))
         residual = residual.contiguous(memory_format=torch.channels_last)
         last = "relu" if self.activation == "relu" else None  # the only one that oneDNN computes after a sum
-        out = torch.ops.mkldnn._convolution_pointwise.binary(
+        sums = torch.ops.mkldnn._convolution_pointwise.binary(
             x, residual, packed, self.bias, *self._shape, "add", 1.0, last, [], ""
         )
-        return out if last else ACTIVATIONS[self.activation](out)
+        return sums if last else ACTIVATIONS[self.activation](sums)

@@ -204,6 +204,43 @@ def test_empty_batch_and_no_change() -> None:
     assert (out == 77).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "activation"),
+    [(layer, "relu") for layer in LAYERS] + [(LAYERS[4], each) for each in ACTIVATIONS],
+    ids=str,
+)
+def test_library_convolution(layer: tuple, activation: str, dtype: torch.dtype) -> None:
+    problem = Problem(layer, dtype, activation)
+    for size in ((2, 19, 23), (1, 24, 9)):  # packed for the first size, used for others
+        x = torch.randn(*size, layer[0]).to(dtype)
+        residual = torch.randn(problem.layer.output_shape(x)).to(dtype)
+        planes, added = x.permute(0, 3, 1, 2), residual.permute(0, 3, 1, 2)
+        for other in (None, added, added.contiguous()):
+            out = problem.layer.library(planes.contiguous(), other)
+            problem.residual = residual if other is not None else torch.zeros_like(residual)
+            # Sums after a grouped convolution are rounded twice.
+            right = problem.expected(x)
+            assert (out.permute(0, 2, 3, 1).double() - right).abs().max() <= 2 * TOLERANCE[dtype] * right.abs().max()
+    assert torch.equal(added, residual.permute(0, 3, 1, 2))
+
+
+def test_dense_as_a_share_switches_at_that_share() -> None:
+    problem = Problem((16, 20, 3, 1, 1, 1, 1), torch.float32, size=(1, 20, 20))
+    changed = torch.zeros(1, 20, 20, dtype=torch.bool)
+    changed[:, :9] = True  # reaches ten of twenty rows
+    calls = []
+    library = problem.layer.library
+    problem.layer._kernel._library = lambda *arguments: calls.append(1) or library(*arguments)
+    outs = []
+    for share in (0.51, 0.5):
+        outs.append(torch.zeros(1, 20, 20, 20))
+        moved = problem.layer(problem.x, changed, outs[-1], dense=share)
+        assert moved[:, :10].all() and not moved[:, 10:].any()
+    assert len(calls) == 1
+    assert close(outs[0], outs[1].double(), torch.float32)
+
+
 def test_dense_pays_only_above_some_share() -> None:
     for layer in ((3, 32, 9, 1), (128, 128, 9, 32), (64, 64, 9, 1), (96, 96, 9, 96)):
         choices = [dense_pays(*layer, torch.float32, share / 100) for share in range(101)]
@@ -223,6 +260,8 @@ def test_dense_pays_only_above_some_share() -> None:
         ({"residual": torch.zeros(2, 19, 23, 1)}, "residual must be contiguous"),
         ({"threshold": -1.0}, "threshold must be at least 0"),
         ({"threshold": float("nan")}, "threshold must be at least 0"),
+        ({"dense": -0.5}, "dense must be True, False, None or a share of at least 0, got -0.5"),
+        ({"dense": float("nan")}, "dense must be True, False, None or a share of at least 0, got nan"),
         ({"x": torch.zeros(2, 0, 23, 16)}, "x must be at least as large"),
     ],
     ids=str,

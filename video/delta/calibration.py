@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Calibration:
         network: with the threshold set.
         threshold: 0 where no candidate changes few enough answers.
         flips: share of the frames whose best class differs from the dense network's.
+        held_out: the honest estimate of that share for other footage: each half with the threshold that the other half
+            alone would choose.
         frames: how many were seen.
         work: mean share of the dense multiplications, were every frame run by its changes (NaN on a GPU).
         tried: in the order of trying.
@@ -46,14 +49,15 @@ class Calibration:
     network: DeltaNetwork
     threshold: float
     flips: float
+    held_out: float
     frames: int
     work: float
     tried: tuple[Try, ...]
 
     def __str__(self) -> str:
         return (
-            f"threshold {self.threshold:g}: {self.flips:.2%} of {self.frames} answers changed, "
-            f"{self.work:.1%} of the multiplications done"
+            f"threshold {self.threshold:g}: {self.flips:.2%} of {self.frames} answers changed (held out "
+            f"{self.held_out:.2%}), {self.work:.1%} of the multiplications done"
         )
 
 
@@ -67,8 +71,9 @@ def calibrate(
 ) -> Calibration:
     """Find by bisection the largest threshold with which at most `max_flips` of the best classes change.
 
-    Answers are compared with the dense network's. The frames need no labels; take some
-    that are like those to come, a few hundred or more: one answer of a hundred cannot be seen on fewer.
+    Answers are compared with the dense network's. The frames need no labels; take some that are like those to come, a
+    few hundred or more: one answer of a hundred cannot be seen on fewer. All of them choose the threshold; `held_out`
+    of the result tells what to expect of others.
 
     Args:
         network: a DeltaNetwork, whose threshold is set, or a network for `accelerate`.
@@ -90,21 +95,50 @@ def calibrate(
     right = _dense_answers(delta, frames())
     if not len(right):
         raise ValueError("video must have frames, got none")
-    tried: list[Try] = []
+    tries: dict[float, _Tried] = {}
+
+    def flips(threshold: float, part: slice) -> float:
+        if threshold not in tries:
+            tries[threshold] = _try(delta, threshold, frames, right)
+        return tries[threshold].flips(part)
+
+    everything = slice(None)
+    best = _choose(candidates, partial(flips, part=everything), max_flips)
+    found = Try(best, flips(best, everything), tries[best].work)
+    tried = tuple(Try(each, one.flips(everything), one.work) for each, one in tries.items())
+    first, second = slice(0, len(right) // 2), slice(len(right) // 2, None)
+    held_out = 0.0
+    for own, other in ((first, second), (second, first)):
+        frames_own, frames_other = len(right[own]), len(right[other])
+        if frames_own and frames_other:
+            threshold = _choose(candidates, partial(flips, part=own), max_flips)
+            held_out += flips(threshold, other) * frames_other / len(right)
+    delta.threshold = found.threshold
+    return Calibration(delta, found.threshold, found.flips, held_out, len(right), found.work, tried)
+
+
+def _choose(candidates: Sequence[float], flips: Callable[[float], float], max_flips: float) -> float:
+    """By bisection the largest candidate that changes few enough answers; 0 where none does."""
     low, high = 0, len(candidates)  # candidates[:low] change few enough answers, candidates[high:] too many
     while low < high:
         middle = (low + high) // 2
-        tried.append(_try(delta, candidates[middle], frames, right))
-        if tried[-1].flips <= max_flips:
+        if flips(candidates[middle]) <= max_flips:
             low = middle + 1
         else:
             high = middle
-    best = max((each for each in tried if each.flips <= max_flips), key=lambda each: each.threshold, default=None)
-    if best is None:
-        best = _try(delta, 0.0, frames, right)
-        tried.append(best)
-    delta.threshold = best.threshold
-    return Calibration(delta, best.threshold, best.flips, len(right), best.work, tuple(tried))
+    return candidates[low - 1] if low else 0.0
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Which answers a threshold changed, bool [T] for each way to run the frames, and the share of work it left."""
+
+    changed: tuple[Tensor, ...]
+    work: float
+
+    def flips(self, part: slice) -> float:
+        """The worst share of any way."""
+        return max(changed[part].double().mean().item() for changed in self.changed)
 
 
 def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callable[[], Iterator[Tensor]]:
@@ -126,14 +160,14 @@ def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callab
     return each
 
 
-def _try(delta: DeltaNetwork, threshold: float, frames: Callable[[], Iterator[Tensor]], right: Tensor) -> Try:
-    """The worse of two ways to run the frames: always by their changes, and as the network's policy does."""
+def _try(delta: DeltaNetwork, threshold: float, frames: Callable[[], Iterator[Tensor]], right: Tensor) -> _Tried:
+    """Two ways to run the frames: always by their changes, and as the network's policy does."""
     answers, work = _answers(delta.variant(threshold, adapt=False), frames())
-    flips = (answers != right).double().mean().item()
+    changed = [answers != right]
     if delta.adapt:
         answers, _ = _answers(delta.variant(threshold, adapt=True), frames())
-        flips = max(flips, (answers != right).double().mean().item())
-    return Try(threshold, flips, work)
+        changed.append(answers != right)
+    return _Tried(tuple(changed), work)
 
 
 def _dense_answers(delta: DeltaNetwork, frames: Iterator[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,7 +126,11 @@ def capture(model: nn.Module, frames: Tensor) -> Graph:
         with torch.no_grad():
             shapes = live.state_shapes(tuple(example.shape)) if live.state_names else {}
             states = [example.new_zeros(shape) for shape in shapes.values()]
-            exported = torch.export.export(live, (example, *states), strict=False).run_decompositions({})
+            exported = torch.export.export(live, (example, *states), strict=False)
+            with warnings.catch_warnings():
+                # torch copies its own specs of structures, in a way that it deprecates.
+                warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+                exported = exported.run_decompositions({})
     except Exception as error:  # torch.export raises of many kinds, and whatever the network itself raises
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ValueError(

@@ -94,8 +94,11 @@ class Layer(ABC):
         """The whole output in the network's layout, from inputs in the same layout."""
 
     @abstractmethod
-    def update(self, values: Values, threshold: float, dense: bool | None) -> int:
-        """Bring the kept output up to date, mark what changed; returns how many positions were computed."""
+    def update(self, values: Values, threshold: float, dense: bool | float | None) -> int:
+        """Bring the kept output up to date, mark what changed; returns how many positions were computed.
+
+        `dense` says from which share of its positions on a convolution is computed as a whole, as in `ConvUpdate`.
+        """
 
     @property
     def positions(self) -> int:
@@ -131,7 +134,7 @@ class ConvolutionLayer(Layer):
         residual = None if self.residual is None else values.get(self.residual)
         return self.kernel.library(values.get(self.x), residual)
 
-    def update(self, values: Values, threshold: float, dense: bool | None) -> int:
+    def update(self, values: Values, threshold: float, dense: bool | float | None) -> int:
         changed = values.changed[self.x]
         also = None if self.residual is None else values.changed[self.residual]
         if changed is None and also is None:
@@ -188,7 +191,7 @@ class PixelLayer(Layer):
     def compute(self, values: Values) -> Tensor:
         return call(self.operation, values.get)
 
-    def update(self, values: Values, threshold: float, dense: bool | None) -> int:
+    def update(self, values: Values, threshold: float, dense: bool | float | None) -> int:
         masks = [mask for index in self.of_pixels if (mask := values.changed[index]) is not None]
         masks += [mask for index in self.of_frames if (mask := values.changed[index]) is not None]
         if not masks:
@@ -255,7 +258,7 @@ class PoolLayer(Layer):
     def compute(self, values: Values) -> Tensor:
         return call(self.operation, values.get)
 
-    def update(self, values: Values, threshold: float, dense: bool | None) -> int:
+    def update(self, values: Values, threshold: float, dense: bool | float | None) -> int:
         changed = values.changed[self.inputs[0]]
         if changed is None:
             return 0
@@ -290,7 +293,7 @@ class WholeLayer(Layer):
             return call(self.operation, lambda index: values.get(index).contiguous())
         return call(self.operation, values.get)
 
-    def update(self, values: Values, threshold: float, dense: bool | None) -> int:
+    def update(self, values: Values, threshold: float, dense: bool | float | None) -> int:
         masks = [mask for index in self.inputs if (mask := values.changed[index]) is not None]
         if not masks:
             return 0

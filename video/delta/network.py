@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map, tree_unflatten
 from common_kernels._checks import describe
 from common_kernels.row_update import update_rows
 from video.delta.capture import Ref, check_evaluating
+from video.delta.costs import Costs, measure
 from video.delta.layers import count
 from video.delta.plan import Plan
 from video.delta.work import FRAME_SHARE, Policy, Work, WorkCounter
@@ -50,8 +52,9 @@ def accelerate(
         example: frames [B, C, H, W] to capture the network for, and on which typical sizes are measured; else the first
             frames that come.
         frame_threshold: the frame's threshold, in the units of the frames instead: noise of the camera.
-        adapt: False to never run a layer or frame as a whole on a CPU, even where that is faster. Answers then depend
-            on nothing but the frames, to the last bit. (On a GPU it is always so: nothing waits for the host.)
+        adapt: whether to run a layer or frame as a whole where that is faster, on a CPU; from times that are measured
+            once, when frames of a new shape come. False: answers depend on nothing but the frames, to the last bit.
+            (On a GPU it is always so: nothing waits for the host.)
 
     Raises:
         ValueError: a threshold that is negative, NaN or for an unknown layer, a network that reads the future, is in
@@ -97,6 +100,7 @@ class DeltaNetwork(nn.Module):
         self.last_work: Work | None = None
         self.trace: list[Work] = []
         self._plans: dict[tuple[Any, ...], tuple[Plan, WorkCounter]] = {}
+        self._costs: dict[Plan, Costs] = {}
         self.threshold = threshold
         self.training = False
 
@@ -133,7 +137,10 @@ class DeltaNetwork(nn.Module):
         check_frames(frames)
         plan, _ = self._plan(frames)
         with torch.inference_mode():
-            self._measure(plan, self._pixels(frames, plan), {})
+            x = self._pixels(frames, plan)
+            self._measure(plan, x, {})
+            if self.adapt and x.device.type == "cpu":
+                self._costs_of(plan, x)
 
     def step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Any, StreamState]:
         """The network's output on the next frame of every stream, and the state after it.
@@ -175,7 +182,7 @@ class DeltaNetwork(nn.Module):
     def variant(self, threshold: Threshold, adapt: bool) -> DeltaNetwork:
         """The network with another threshold and policy. Plans and typical sizes are shared, not made anew."""
         network = DeltaNetwork(self.model, threshold, self.dtype, None, adapt)
-        network.scales, network._plans = self.scales, self._plans
+        network.scales, network._plans, network._costs = self.scales, self._plans, self._costs
         return network
 
     def dense(self, frames: Tensor) -> Any:
@@ -288,14 +295,16 @@ class DeltaNetwork(nn.Module):
         still = counted and all(mask is None for mask in values.changed)
         computed = []
         if not still:
-            dense = False if policy is None else None
-            thresholds = self._thresholds(plan)
-            computed = [layer.update(values, limit, dense) for layer, limit in zip(plan.layers, thresholds)]
+            shares: Iterable[bool | float] = repeat(False) if policy is None else self._costs_of(plan, x).dense_from
+            computed = [
+                layer.update(values, limit, dense)
+                for layer, limit, dense in zip(plan.layers, self._thresholds(plan), shares)
+            ]
         plan.remember(values, tensors)
         leaves = plan.outputs(values.get)
         work = counter.work("still" if still else "changed", share, computed if counted else ())
         if policy is not None:
-            if not policy.goes_on(0.0 if still else counter.effort(computed)):
+            if not policy.goes_on(0.0 if still else self._costs_of(plan, x).effort(computed)):
                 tensors = plan.without_kept(tensors)
             tensors["policy"] = policy.state()
         return leaves, tensors, work
@@ -334,8 +343,13 @@ class DeltaNetwork(nn.Module):
             plan = Plan(self.model, frames, dtype)
             if isinstance(self._threshold, Mapping):
                 _check_names(self._threshold, plan)
-            self._plans[key] = (plan, WorkCounter(plan.layers, dtype))
+            self._plans[key] = (plan, WorkCounter(plan.layers))
         return self._plans[key]
+
+    def _costs_of(self, plan: Plan, x: Tensor) -> Costs:
+        if plan not in self._costs:
+            self._costs[plan] = measure(plan, x.clone(), self._slots(plan))
+        return self._costs[plan]
 
     def _dtype(self, frames: Tensor) -> torch.dtype:
         if isinstance(self.dtype, torch.dtype):

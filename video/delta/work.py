@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,6 @@ FRAME_SHARE = 0.75
 # Debt in thousandths of a frame as a whole: what a frame earns, what keeping all outputs costs, the most that a try may
 # cost before it is given up, and the most that is saved up. A network that never gains loses some 2 %.
 EARNED, KEEPING, GIVEN_UP, SAVED = 20, 250, 400, 1000
-# What computing a frame's changes costs, in multiplications at the rate of large convolutions, fitted to ResNet-50 and
-# MobileNetV2 on a CPU with AVX-512: for each layer that runs (as a whole: less), and for each value that is written.
-PER_LAYER = 1_600_000
-PER_WHOLE_LAYER = 500_000
-# A pixel that is computed alone costs this much more than as part of the whole.
-ALONE = 1.1
-PER_VALUE = 40
 
 
 @dataclass(frozen=True)
@@ -78,24 +70,10 @@ class Work:
 class WorkCounter:
     """Makes the Work of the frames of one plan."""
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layer.name for layer in layers)
         self.positions = tuple(layer.positions for layer in layers)
         self.costs = tuple(layer.cost for layer in layers)
-        values = [math.prod(layer.shape) for layer in layers]
-        # A half-wide dtype multiplies twice as fast, the rest costs the same, and changed pixels gain less of it.
-        factor = 2 if dtype.itemsize == 2 else 1
-        self._per_layer = PER_LAYER * (3 if dtype.itemsize == 2 else 1)
-        self._efforts = [cost + PER_VALUE * factor * size for cost, size in zip(self.costs, values)]
-        self._effort = sum(self._efforts) + PER_WHOLE_LAYER * factor * len(self._efforts)
-
-    def effort(self, computed: Sequence[int]) -> float:
-        """What computing so many positions of each layer costs, as a share of computing all layers as a whole."""
-        effort = 0.0
-        for done, positions, whole in zip(computed, self.positions, self._efforts):
-            if done:
-                effort += self._per_layer + ALONE * whole * done / positions
-        return effort / self._effort if self._effort else 0.0
 
     def work(self, mode: str, frame_share: float | None, computed: Sequence[int] = ()) -> Work:
         """The work of a frame."""
@@ -103,10 +81,10 @@ class WorkCounter:
 
 
 class Policy:
-    """When a frame is run as a whole. It depends on the frames alone, and remembers in the stream's state.
+    """When a frame is run as a whole. It depends on the frames and the network's Costs, and remembers in the state.
 
-    What keeping outputs and computing changes costs more than the whole, by the constants above, is a debt; what it
-    costs less pays it back, and every frame earns a little. Only without debt a try begins (a frame as a whole whose
+    What keeping outputs and computing changes costs more than the whole, by those costs, is a debt; what it costs
+    less pays it back, and every frame earns a little. Only without debt a try begins (a frame as a whole whose
     outputs are kept), and one that has cost too much is given up: then frames are run as a whole and nothing is kept.
     A frame of which more than FRAME_SHARE changed ends a try as well.
     """

@@ -1,0 +1,133 @@
+"""What each layer of a network costs here: as a whole, and by its changed positions. Measured once for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from common_kernels.row_update import update_rows
+from video.delta.layers import ConvolutionLayer, Layer, Values
+from video.delta.plan import Plan
+
+# The share of a map that is computed besides the whole of it, to see what a changed position costs.
+_SMALL = 1 / 16
+# Changed positions are scattered, and a frame is more than its layers: so much more is reckoned.
+_SCATTERED = 1.15
+# Each time is the best of so many, as others use the machine as well.
+_TIMES = 3
+# A share of positions that no layer reaches.
+NEVER = 2.0
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds; tuples by layer in order.
+
+    Attributes:
+        whole: for all layers as a whole.
+        start: for a layer of which anything changed.
+        position: for each position that is computed, besides.
+        dense_from: the share of positions from which on a convolution is better computed as a whole and compared.
+        positions: of each layer.
+        frame: for a frame of which only changes are computed, besides its layers.
+    """
+
+    whole: float
+    start: tuple[float, ...]
+    position: tuple[float, ...]
+    dense_from: tuple[float, ...]
+    positions: tuple[int, ...]
+    frame: float
+
+    def effort(self, computed: Sequence[int]) -> float:
+        """What computing so many positions of each layer costs, as a share of computing all layers as a whole."""
+        seconds = self.frame
+        for start, each, most, positions, count in zip(
+            self.start, self.position, self.dense_from, self.positions, computed
+        ):
+            if count:
+                seconds += start + each * min(count, most * positions)
+        return seconds * _SCATTERED / self.whole
+
+
+def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
+    """Time the layers of a plan on a frame x [B, H, W, C] on the CPU, some ten times as long as the frame takes."""
+    layers = plan.layers
+    dense = plan.dense(x, slots, keep=True)
+    (whole,) = _times([plan], lambda plan: plan.dense(x, slots, keep=False))
+    tensors = {**plan.keep(dense, x), **slots}
+    values = plan.values(tensors, (), counted=True)
+    counts: dict[int, int] = {}
+
+    def update(layer: Layer, as_whole: bool) -> None:
+        counts[layer.output] = layer.update(values, 0.0, as_whole)
+
+    def change(layer: Layer, share: float) -> None:
+        for index in layer.inputs:
+            values.changed[index] = _changed(values, index, share)
+        _move(values.kept[layer.output])
+
+    low = _times(layers, lambda layer: update(layer, False), lambda layer: change(layer, _SMALL))
+    few = dict(counts)
+    high = _times(layers, lambda layer: update(layer, False), lambda layer: change(layer, 1.0))
+    convolutions = [layer for layer in layers if isinstance(layer, ConvolutionLayer)]
+    wholly = _times(convolutions, lambda layer: update(layer, True), lambda layer: change(layer, 1.0))
+    as_whole = dict(zip(convolutions, wholly))
+    start, position, dense_from = [], [], []
+    for layer, little, much in zip(layers, low, high):
+        more = counts[layer.output] - few[layer.output]
+        each = max(much - little, 0.0) / more if more > 0 else 0.0
+        first = max(little - each * few[layer.output], 0.0) if more > 0 else much
+        share = NEVER
+        if each and isinstance(layer, ConvolutionLayer):
+            share = max(as_whole[layer] - first, 0.0) / (each * layer.positions)
+        start.append(first)
+        position.append(each)
+        dense_from.append(share if share < 1 else NEVER)
+    frame = x.clone()
+    overhead = sum(
+        _times([lambda: update_rows(frame, x)], lambda call: call(), lambda _: _move(frame))
+        + _times([lambda: plan.values(tensors, (), counted=True)], lambda call: call())
+    )
+    positions = tuple(layer.positions for layer in layers)
+    return Costs(whole, tuple(start), tuple(position), tuple(dense_from), positions, overhead)
+
+
+def _changed(values: Values, index: int, share: float) -> Tensor:
+    """The upper rows of an image; any other value as a whole."""
+    value = values.get(index)
+    if not values.images[index]:
+        return torch.ones(len(value) if value.ndim else 1, dtype=torch.bool)
+    batch, _, height, width = value.shape
+    changed = torch.zeros(batch, height, width, dtype=torch.bool)
+    changed[:, : max(1, round(share * height))] = True
+    return changed
+
+
+def _move(kept: Tensor | None) -> None:
+    """Make every position differ from what will be computed."""
+    if kept is not None and kept.is_floating_point():
+        kept.add_(1)
+
+
+def _times(
+    items: Sequence[_Item], run: Callable[[_Item], object], before: Callable[[_Item], object] = lambda _: None
+) -> list[float]:
+    """Seconds of each item. All run in turn, so that the caches hold about what they hold in use."""
+    passes = []
+    for _ in range(_TIMES):
+        seconds = []
+        for item in items:
+            before(item)
+            begun = perf_counter()
+            run(item)
+            seconds.append(perf_counter() - begun)
+        passes.append(seconds)
+    return [min(each) for each in zip(*passes)]
