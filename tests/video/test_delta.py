@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -304,6 +305,30 @@ def test_bf16() -> None:
     assert out.dtype == torch.float32
     assert (out - right).abs().max() < 0.05 * right.abs().max()
     assert (out.argmax(1) == right.argmax(1)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_grouped_convolution_with_a_sum_runs_as_a_whole(dtype: torch.dtype) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(16, 16, groups=16, act=nn.Identity())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.conv(x) + x)
+
+    model = classifier(conv(3, 16), Block(), channels=16)
+    clip = patch_clip(4)
+    fast, right = delta.accelerate(model, dtype=dtype), exact(model, clip)
+    limit = (1e-5 if dtype == torch.float32 else 0.03) * right.abs().max()
+    assert (fast.dense(clip) - right).abs().max() <= limit
+    assert (fast(clip) - right).abs().max() <= limit
+
+
+def test_capturing_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        delta.accelerate(NETWORKS["residual"](), example=patch_clip(1))
 
 
 def test_auto_dtype_and_fp64() -> None:

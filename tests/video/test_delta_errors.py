@@ -81,7 +81,21 @@ def test_calibration_finds_the_largest_harmless_threshold() -> None:
     assert (live != right).double().mean().item() == pytest.approx(found.flips)
     larger = [each for each in found.tried if each.threshold > found.threshold]
     assert larger and all(each.flips > 0.05 for each in larger)
-    assert "answers changed" in str(found)
+    assert "answers changed" in str(found) and "held out" in str(found)
+
+
+def test_calibration_estimates_on_held_out_halves() -> None:
+    """A half in which nothing can go wrong lets the other half's answers flip, and the estimate says so."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    still = torch.zeros(12, 3, 8, 8)
+    still[:, 0] = 1
+    drift = still.clone()
+    drift[:, 1] = torch.linspace(0.9, 1.5, 12)[:, None, None]  # class 1 soon, by small steps
+    found = delta.calibrate(model, torch.cat([still, drift]), 0.0, candidates=(0.001, 40))
+    assert found.threshold == 0.001 and found.flips == 0
+    assert 0.3 < found.held_out <= 0.5
+    alike = delta.calibrate(model, torch.cat([still, still]), 0.0, candidates=(0.001, 40))
+    assert alike.threshold == 40 and alike.held_out == 0
 
 
 def test_calibration_takes_frames_one_by_one(model: nn.Module) -> None:

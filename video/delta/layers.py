@@ -127,7 +127,7 @@ class ConvolutionLayer(Layer):
         )
         self.window = self.kernel.window
         self.x = self.inputs[0]
-        self.residual = self.inputs[1] if target.residual else None
+        self.residual = operation.args[1].index if target.residual else None
         self.cost = self.positions * target.products_per_pixel
 
     def compute(self, values: Values) -> Tensor:
