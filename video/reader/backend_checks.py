@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -97,6 +98,11 @@ def failure(backend: str, index: FrameIndex, error: Exception) -> VideoError:
     """The error of a backend that cannot read a file at all; some put the file's bytes into their message."""
     text = " ".join(str(error).split())[:200]
     return VideoError(f'{index.path}: backend "{backend}" cannot read it ({text}); use backend="pyav"')
+
+
+def file_url(path: str) -> str:
+    """A name of the file in which FFmpeg sees no other protocol (`pipe:0`), whatever its own name is."""
+    return os.path.abspath(path)
 
 
 def chunks(index: FrameIndex, indices: list[int]) -> Iterator[list[int]]:

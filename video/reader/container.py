@@ -38,6 +38,25 @@ def check_file(path: str) -> None:
         raise VideoError(f"{path}: expected a video file, got an empty file (0 bytes)")
 
 
+FileMark = tuple[int, int]
+
+
+def file_mark(path: str) -> FileMark:
+    """Size in bytes and time of the last change in ns: other ones, another file."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: str, mark: FileMark) -> None:
+    """VideoError unless the file is the one whose mark was taken; FileNotFoundError where there is none."""
+    now = file_mark(path)
+    if now != mark:
+        raise VideoError(
+            f"{path}: the file changed since it was indexed ({mark[0]} bytes then, {now[0]} bytes now, or written "
+            "later): make a new VideoReader"
+        )
+
+
 def open_file(path: str) -> av.container.InputContainer:
     """`open_container` of the file of just this name: FFmpeg might see a protocol in it (a:b), or a pattern (%d)."""
     return open_container(path, {"pattern_type": "none"}, name=f"file:{path}")

@@ -59,6 +59,8 @@ class Decoder:
         self._ready: deque[av.VideoFrame] = deque()
         self._packets: Iterator[av.Packet] | None = None
         self._same_time = 0  # how many frames of the last frame's time came out
+        self._left_out = False  # whether pictures were left out since decoding started
+        self._concealed = False  # whether a damaged picture came out since, its gaps filled from its neighbours
 
     def close(self) -> None:
         """Give back the file and the decoder's memory."""
@@ -203,8 +205,9 @@ class Decoder:
                 continue
             self._same_time = self._same_time + 1 if frame.pts == last_time else 1
             last_time = frame.pts
-            if frame.pts > t:
-                break
+            self._concealed |= frame.is_corrupt
+            if frame.pts > t or (self._concealed and self._left_out):
+                break  # what fills a gap depends on the pictures before: without any left out it is always the same
             if frame.pts == t and self._same_time > rank:
                 self._position, self._last = i, frame
                 return frame
@@ -249,6 +252,7 @@ class Decoder:
                 )
                 context.skip_frame = "NONREF" if skippable else "DEFAULT"
                 self._leaving_out = skippable
+                self._left_out |= skippable
             try:
                 self._ready.extend(context.decode(packet))
                 if self._skip == "nonkey" and self._packets is not None:
@@ -271,6 +275,7 @@ class Decoder:
     def _open(self) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
         if self._container is None or self._pid != os.getpid():
             self.close()
+            self.index.check_file()
             self._container = open_file(self.index.path)
             self._pid = os.getpid()
         if self._stream is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from video.reader.backend_checks import chunks, failure, hazards, refusal, refuse_common
+from video.reader.backend_checks import chunks, failure, file_url, hazards, refusal, refuse_common
 from video.reader.index import FrameIndex
 
 _NAME = "decord"
@@ -34,9 +34,10 @@ class DecordBackend:
         self._check_times(self._open())
 
     def _open(self) -> Any:
+        self.index.check_file()
         decord = _import()
         try:
-            return decord.VideoReader(self.index.path, ctx=decord.cpu(0), num_threads=self._threads)
+            return decord.VideoReader(file_url(self.index.path), ctx=decord.cpu(0), num_threads=self._threads)
         except Exception as error:  # DECORDError or RuntimeError, by version
             raise failure(_NAME, self.index, error) from error
 

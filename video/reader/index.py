@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from video.reader.container import check_file, import_av, open_file, set_threads, video_stream
+from video.reader.container import (
+    FileMark,
+    check_file,
+    check_unchanged,
+    file_mark,
+    import_av,
+    open_file,
+    set_threads,
+    video_stream,
+)
 from video.reader.entry_points import HEADER_BYTES, starts_clean
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ class FrameIndex:
         time_base: seconds per unit of time.
         width, height: of the stored picture, before rotation.
         by_count: frames have no usable times of their own.
+        mark: size and time of change of the file when it was indexed, None for an index made by hand.
     """
 
     path: str
@@ -49,6 +59,7 @@ class FrameIndex:
     width: int
     height: int
     by_count: bool = False
+    mark: FileMark | None = None
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -66,6 +77,11 @@ class FrameIndex:
     def seconds(self, pts: int) -> float:
         """Seconds since frame 0 of a presentation time."""
         return float((pts - self.start) * self.time_base)
+
+    def check_file(self) -> None:
+        """VideoError where the file at `path` is not the one that was indexed any more."""
+        if self.mark is not None:
+            check_unchanged(self.path, self.mark)
 
     def key_before(self, pts: int) -> int:
         """Row of `key_pts` of the last key frame at or before `pts`, -1 where there is none."""
@@ -106,9 +122,10 @@ class FrameIndex:
     def build_open(cls, path: str) -> tuple[FrameIndex, av.container.InputContainer]:
         """As `build`, with the file that it opened, read to its end: opening costs as much as some frames."""
         check_file(path)
+        mark = file_mark(path)
         container = open_file(path)
         try:
-            return cls._of(container, path), container
+            return replace(cls._of(container, path), mark=mark), container
         except BaseException:
             container.close()
             raise

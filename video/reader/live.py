@@ -104,7 +104,7 @@ class LiveSource:
         context, rate = self._stream.codec_context, self._stream.average_rate or self._stream.guessed_rate
         base = self._stream.time_base
         start: int | None = None
-        time = -math.inf
+        offset, last = 0.0, -math.inf
         waiting: dict[int, tuple[int, bool]] = {}
         for packet in self._packets():
             if packet is not None and packet.pts is not None:
@@ -119,6 +119,14 @@ class LiveSource:
                     time = float((pts - start) * base)
                 else:  # a stream without times: frames are taken to come at its nominal rate
                     time = self.n_frames / float(rate or 25)
+                time = offset + time
+                step = 1 / float(rate or 25)
+                if (
+                    time < last - 2 * step
+                ):  # a recording put behind another one begins anew: its clock goes on from here
+                    offset, time = offset + last + step - time, last + step
+                time = max(time, last)
+                last = time
                 frame = Frame(picture, self._converter, self.n_frames, time, key or bool(picture.key_frame), size)
                 self.n_frames += 1
                 yield frame
@@ -182,7 +190,9 @@ def open_live(
     `source`: a number or "/dev/video0" (a camera, by V4L2), a URL ("rtsp://", "http://", "udp://", ...), "-" for
     standard input, or a path; of a file that is still written, `follow=True` waits for more and ends when nothing has
     come for `timeout` seconds. `format` and `options` go to FFmpeg (`{"video_size": "1280x720"}`,
-    `{"rtsp_transport": "tcp"}`). Frames are numbered from 0 and keep their own size where the stream changes it.
+    `{"rtsp_transport": "tcp"}`). Frames are numbered from 0 and keep their own size where the stream changes it. Times
+    never decrease: where the stream's clock jumps back, as between recordings put end to end, they go on from the last
+    frame by one frame's time.
 
     One thread decodes without delay; more of them each hold back one frame. Damaged packets are left out and counted.
     Raises FileNotFoundError, or VideoError where nothing opens or the stream breaks off; frames given stay valid.

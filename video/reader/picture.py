@@ -61,12 +61,25 @@ class Orientation:
 
 
 UPRIGHT = Orientation()
+# Larger pictures overflow FFmpeg's counts of bytes.
+_MAX_SIDE = 2**16
+_MAX_PIXELS = 2**27
 
 
 def shown_size(height: int, width: int, size: Size) -> tuple[int, int]:
     """Height and width asked for by `size`: None as it is, an integer for the shorter side, or (height, width)."""
     if size is None:
         return height, width
+    target = _target(height, width, size)
+    if max(target) > _MAX_SIDE or target[0] * target[1] > _MAX_PIXELS:
+        raise ValueError(
+            f"size must give sides of at most {_MAX_SIDE} and at most {_MAX_PIXELS} pixels, got {size!r}, which is "
+            f"{target[0]}x{target[1]} for pictures of {height}x{width}"
+        )
+    return target
+
+
+def _target(height: int, width: int, size: tuple[int, int] | int) -> tuple[int, int]:
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
@@ -114,9 +127,13 @@ class Converter:
     """Turns decoded pictures into RGB; keeps FFmpeg's scalers between frames, which cost more to make than to use.
 
     The colour matrix (BT.601, BT.709, BT.2020, ...) and range are those that the frame names, BT.601 and limited where
-    it names none, as FFmpeg does. At full size the values are those of `ffmpeg -pix_fmt rgb24`, which differ by up to 3
-    of 255 from the exact formula for 4:2:0 pictures. Smaller pictures are area averages, taken on the stored planes
-    before conversion, which is the cheapest way; pictures enlarged in either direction are bilinear.
+    it names none, as FFmpeg does. At full size the values of progressive pictures of 8 bits, and of 4:4:4, are those of
+    `ffmpeg -pix_fmt rgb24`, which differ by up to 3 of 255 from the exact formula for 4:2:0 pictures. Deeper 4:2:0
+    pictures differ from that command at edges of colour, where chroma is interpolated otherwise (bilinear here), by
+    levels up to the height of the edge; so do interlaced 4:2:0 pictures, each field of which gets its own chroma here,
+    where older versions of the command mix the fields. Away from such edges they agree within 2 levels. Smaller
+    pictures are area averages, taken on the stored planes before conversion, which is the cheapest way; pictures
+    enlarged in either direction are bilinear.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,8 @@ class VideoReader:
 
     Memory stays bounded: one decoder with its reference pictures, no read-ahead. The decoder stays open between calls,
     so reading on does not seek; `close` gives everything back, and the next read opens it again. Readers can be pickled
-    and used in forked children (the file is opened again there). One thread at a time may use a reader.
+    and used in forked children (the file is opened again there). A file whose size or time of change is another one
+    than when it was indexed is not opened again: VideoError. One thread at a time may use a reader.
 
     `threads` decodes with that many threads, 0 with one per core. More than one shortens the wait for long runs of
     frames, at more CPU time, memory, and latency of single frames; hence 1 as default.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from video.reader.backend_checks import chunks, failure, hazards, refusal, refuse_common
+from video.reader.backend_checks import chunks, failure, file_url, hazards, refusal, refuse_common
 from video.reader.index import FrameIndex
 
 _NAME = "torchcodec"
@@ -28,10 +28,11 @@ class TorchcodecBackend:
         self._check_count(self._open())
 
     def _open(self) -> Any:
+        self.index.check_file()
         decoder_class = _import()
         try:
             return decoder_class(
-                self.index.path, dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=self._threads
+                file_url(self.index.path), dimension_order="NHWC", seek_mode="exact", num_ffmpeg_threads=self._threads
             )
         except Exception as error:  # it raises RuntimeError and ValueError for all faults of a file
             raise failure(_NAME, self.index, error) from error
