@@ -71,7 +71,8 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = "auto", examp
         example: a tensor or a tuple of arguments of forward; None for black frames [T, C, side, side].
 
     Returns:
-        The copy, of the same class, with attribute `acceleration`, an Acceleration. Stream runs it, too.
+        The copy, of the same class, with attribute `acceleration`, an Acceleration. Stream runs it, too. It keeps its
+        dtype: after `.float()` or the like it raises ValueError when it is called.
 
     Raises:
         ValueError: a model in training mode, an unknown dtype, or no example where black frames are not accepted.
@@ -90,7 +91,7 @@ def accelerate(model: nn.Module, dtype: str | torch.dtype | None = "auto", examp
         fast, memory_format = copy.deepcopy(model).requires_grad_(False), torch.contiguous_format
         activations, n_packed = _rebuild(fast, found, own, target, memory_format)
     if target != own:
-        fast.register_forward_pre_hook(_InputCast(target), with_kwargs=True)
+        fast.register_forward_pre_hook(_InputCast(target, _has(fast, target)), with_kwargs=True)
         fast.register_forward_hook(_OutputCast(own, target))
         for entrance in _ENTRANCES:
             if callable(getattr(type(fast), entrance, None)):
@@ -209,12 +210,30 @@ def _pack(model: nn.Module, found: _fold.Findings) -> tuple[tuple[str, ...], int
     return tuple(activations), len(made)
 
 
+def _has(model: nn.Module, dtype: torch.dtype) -> bool:
+    return any(p.dtype == dtype for p in model.parameters())
+
+
+def _check_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """ValueError where someone cast an accelerated network, which computes in `dtype`, to another one."""
+    if _has(model, dtype):
+        return
+    found = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
+    raise ValueError(
+        f"the network was accelerated to compute in {str(dtype).removeprefix('torch.')}, but its parameters were cast "
+        f"to {found} since: cast the model it was made from, and accelerate that with the dtype you want"
+    )
+
+
 # Hooks are classes so that a model that carries them can be copied and pickled.
 @dataclass(frozen=True)
 class _InputCast:
     dtype: torch.dtype
+    checks: bool = False
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if self.checks:
+            _check_dtype(module, self.dtype)
         return tree_map(self.cast, (args, kwargs))
 
     def cast(self, value: Any) -> Any:
@@ -243,6 +262,7 @@ class _Entrance:
     target: torch.dtype
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _check_dtype(self.model, self.target)
         args, kwargs = tree_map(_InputCast(self.target).cast, (args, kwargs))
         output = getattr(type(self.model), self.name)(self.model, *args, **kwargs)
         return tree_map(_OutputCast(self.own, self.target).cast, output)

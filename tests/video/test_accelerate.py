@@ -214,6 +214,16 @@ def test_arguments_are_checked():
         accelerate(nn.Sequential(nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(7, 3)).eval())
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_cast_afterwards_is_refused_in_words(live):
+    network = TSM("resnet18", num_classes=3, direction="past", backbone_arguments={"width": 8}).eval()
+    fast = accelerate(network, torch.bfloat16).float()
+    with pytest.raises(ValueError, match="accelerated to compute in bfloat16, but its parameters were cast to float32"):
+        Stream(fast).step(FRAMES[:1]) if live else fast(FRAMES)
+    norm = nn.BatchNorm2d(3).eval()  # keeps its parameters in fp32
+    assert torch.allclose(accelerate(norm, torch.bfloat16, FRAMES)(FRAMES), norm(FRAMES), atol=0.1)
+
+
 def test_a_clip_network_without_shift() -> None:
     model = TSM("resnet18", 5, 4, shift=False, backbone_arguments={"width": 8}).eval()
     x = torch.randn(8, 3, 32, 32)

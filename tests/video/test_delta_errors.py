@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.video.delta_clips import Function, classifier, conv, patch_clip
 from video import delta
@@ -19,9 +22,9 @@ def model() -> nn.Module:
     return classifier(conv(3, 16, 3, 2), conv(16, 16), channels=16)
 
 
-@pytest.mark.parametrize("threshold", [-1, math.nan, "0.1", {"": -0.5}, {"frame": math.nan}])
-def test_thresholds_are_numbers_of_at_least_zero(model: nn.Module, threshold) -> None:
-    with pytest.raises(ValueError, match="threshold.* must be a number of at least 0, got"):
+@pytest.mark.parametrize("threshold", [-1, math.nan, math.inf, True, "0.1", {"": -0.5}, {"frame": math.inf}])
+def test_thresholds_are_finite_numbers_of_at_least_zero(model: nn.Module, threshold) -> None:
+    with pytest.raises(ValueError, match="threshold.* must be a finite number of at least 0, got"):
         delta.accelerate(model, threshold)
 
 
@@ -30,7 +33,7 @@ def test_unknown_layers_and_dtypes(model: nn.Module) -> None:
         delta.accelerate(model, {"conv2d_7": 0.1}, example=patch_clip(1))
     with pytest.raises(ValueError, match="dtype must be None, 'auto'"):
         delta.accelerate(model, dtype=torch.int8)
-    with pytest.raises(ValueError, match="frame_threshold must be a number of at least 0, got nan"):
+    with pytest.raises(ValueError, match="frame_threshold must be a finite number of at least 0, got nan"):
         delta.accelerate(model, frame_threshold=math.nan)
 
 
@@ -59,6 +62,23 @@ def test_frames_and_states_that_do_not_fit(model: nn.Module) -> None:
         fast.step(patch_clip(2, 44), state)
     with pytest.raises(ValueError, match="state is of another network"):
         delta.accelerate(classifier(conv(3, 8), channels=8)).step(clip[:2], state)
+
+
+def test_first_frames_from_several_threads(model: nn.Module) -> None:
+    """One of them captures the network, for which torch.export has no room for two."""
+    clip = patch_clip(6)
+    expected = delta.accelerate(model, adapt=False)(clip)
+    fast = delta.accelerate(model, adapt=False)
+    ready = threading.Barrier(6)
+
+    def run(_: int) -> Tensor:
+        ready.wait()
+        return fast(clip)
+
+    with ThreadPoolExecutor(6) as pool:
+        outputs = list(pool.map(run, range(6)))
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert torch.equal(copy.deepcopy(fast)(clip), expected)
 
 
 def test_values_that_are_not_numbers_come_through(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from itertools import repeat
 from typing import Any
@@ -24,6 +25,9 @@ from video.stream import check_frames, shift_names
 
 FRAME = "frame"
 Threshold = float | Mapping[str, float]
+# One thread at a time captures a network (torch.export holds global state) or measures it. One lock for all networks:
+# a lock of its own could be neither copied nor pickled with a network.
+_PREPARING = threading.RLock()
 
 
 def accelerate(
@@ -125,6 +129,9 @@ class DeltaNetwork(nn.Module):
     def layer_names(self) -> tuple[str, ...]:
         """Of the layers in order, known once frames of any shape have come."""
         return next((counter.layers for _, counter in self._plans.values()), ())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}, "_costs": {}}  # a copy makes its own: packed weights cannot be copied
 
     def train(self, mode: bool = True) -> DeltaNetwork:
         """Inference only: mode must be False."""
@@ -311,11 +318,13 @@ class DeltaNetwork(nn.Module):
 
     def _measure(self, plan: Plan, x: Tensor, slots: dict[str, Tensor]) -> None:
         values = plan.dense(x, slots or self._slots(plan), keep=True)
+        sizes = {}
         for index, name in plan.kept.items():
             value = values[index]
             if value is not None and value.is_floating_point() and value.numel():
                 size = value.double().square().mean().sqrt().item()
-                self.scales[name.removeprefix("kept.")] = size if math.isfinite(size) else 1.0
+                sizes[name.removeprefix("kept.")] = size if math.isfinite(size) else 1.0
+        self.scales.update(sizes)  # at once, for other threads
 
     def _frame_threshold(self) -> float:
         return self._limit(FRAME) if self.frame_threshold is None else self.frame_threshold
@@ -340,16 +349,19 @@ class DeltaNetwork(nn.Module):
         dtype = self._dtype(frames)
         key = (tuple(frames.shape), frames.device, dtype)
         if key not in self._plans:
-            plan = Plan(self.model, frames, dtype)
-            if isinstance(self._threshold, Mapping):
-                _check_names(self._threshold, plan)
-            self._plans[key] = (plan, WorkCounter(plan.layers))
+            with _PREPARING:
+                if key not in self._plans:  # another thread may have been first
+                    plan = Plan(self.model, frames, dtype)
+                    if isinstance(self._threshold, Mapping):
+                        _check_names(self._threshold, plan)
+                    self._plans[key] = (plan, WorkCounter(plan.layers))
         return self._plans[key]
 
     def _costs_of(self, plan: Plan, x: Tensor) -> Costs:
-        if plan not in self._costs:
-            self._costs[plan] = measure(plan, x.clone(), self._slots(plan))
-        return self._costs[plan]
+        with _PREPARING:
+            if plan not in self._costs:
+                self._costs[plan] = measure(plan, x, self._slots(plan))
+            return self._costs[plan]
 
     def _dtype(self, frames: Tensor) -> torch.dtype:
         if isinstance(self.dtype, torch.dtype):
@@ -392,8 +404,8 @@ def _as(leaf: object, dtype: torch.dtype) -> object:
 
 
 def _check(name: str, threshold: float) -> None:
-    if not isinstance(threshold, (int, float)) or math.isnan(threshold) or threshold < 0:
-        raise ValueError(f"{name} must be a number of at least 0, got {threshold!r}")
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {threshold!r}")
 
 
 def _check_names(thresholds: Mapping[str, float], plan: Plan) -> None:
