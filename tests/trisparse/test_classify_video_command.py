@@ -228,6 +228,7 @@ def test_output_that_exists(trisparse: Run, tiny: Path, clips: Path, tmp_path: P
         (["a.mp4", "--policy", "luma:nan"], "threshold must be at least 0"),
         (["a.mp4", "--policy", "luma:x"], "--policy luma:x: expected a number after the colon, got 'x'"),
         (["a.mp4", "--policy", "every:1.5"], "--policy every:1.5: expected a whole number after the colon, got '1.5'"),
+        (["a.mp4", "--live", "--delta", "inf"], "must be a finite number of at least 0, got inf"),
         (["a.mp4", "--policy", "keyframes:3"], "takes no argument"),
         (["a.mp4", "--policy", "gate:none.safetensors"], "none.safetensors"),
         (["a.mp4", "--policy", "exit", "--live"], "leave one of them out"),
