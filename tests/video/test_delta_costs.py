@@ -7,7 +7,6 @@ import torch
 
 from tests.video.delta_clips import Residual, classifier, conv, patch_clip
 from video import delta
-from video.delta import costs as module
 from video.delta.costs import NEVER, Costs, measure
 from video.delta.network import DeltaNetwork
 from video.delta.work import EARNED, GIVEN_UP, KEEPING, SAVED, Policy
@@ -24,13 +23,12 @@ def _costs(network: DeltaNetwork) -> Costs:
 
 
 def test_effort_adds_up_what_changed() -> None:
-    costs = Costs(10.0, (1.0, 2.0, 4.0), (0.5, 0.1, 0.0), (NEVER, 0.5, NEVER), (10, 20, 1), 0.25)
-    scale = module._SCATTERED / 10
-    assert costs.effort((0, 0, 0)) == pytest.approx(0.25 * scale)
-    assert costs.effort((4, 0, 0)) == pytest.approx((0.25 + 1 + 2) * scale)
+    costs = Costs(10.0, (1.0, 2.0, 4.0), (0.5, 0.1, 0.0), (NEVER, 0.5, NEVER), (10, 20, 1), 0.25, 1.5)
+    assert costs.effort((0, 0, 0)) == pytest.approx(0.025)
+    assert costs.effort((4, 0, 0)) == pytest.approx(0.025 + 0.15 * (1 + 2))
     # From half of its positions on the second layer is computed as a whole.
-    assert costs.effort((0, 10, 0)) == pytest.approx((0.25 + 2 + 1) * scale)
-    assert costs.effort((0, 20, 1)) == pytest.approx((0.25 + 2 + 1 + 4) * scale)
+    assert costs.effort((0, 10, 0)) == pytest.approx(0.025 + 0.15 * (2 + 1))
+    assert costs.effort((0, 20, 1)) == pytest.approx(0.025 + 0.15 * (2 + 1 + 4))
 
 
 def test_measured_costs_are_plausible() -> None:
@@ -38,7 +36,7 @@ def test_measured_costs_are_plausible() -> None:
     costs, ((plan, counter),) = _costs(fast), fast._plans.values()
     assert len(costs.start) == len(costs.position) == len(costs.dense_from) == len(plan.layers)
     assert costs.positions == counter.positions
-    assert costs.whole > 0 and costs.frame > 0
+    assert costs.whole > 0 and costs.frame > 0 and 1 <= costs.scattered < 20
     assert all(start >= 0 and each >= 0 for start, each in zip(costs.start, costs.position))
     assert all(0 <= share < 1 or share == NEVER for share in costs.dense_from)
     assert 0 < costs.effort([1] * len(plan.layers)) <= costs.effort(counter.positions)

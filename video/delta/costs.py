@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, replace
+from time import perf_counter, thread_time
 from typing import TypeVar
 
 import torch
@@ -16,8 +16,8 @@ from video.delta.plan import Plan
 
 # The share of a map that is computed besides the whole of it, to see what a changed position costs.
 _SMALL = 1 / 16
-# Changed positions are scattered, and a frame is more than its layers: so much more is reckoned.
-_SCATTERED = 1.15
+# Side of the blocks of a frame that are changed, every fourth one, to see what a frame costs besides its layers.
+_BLOCK = 8
 # Each time is the best of so many, as others use the machine as well.
 _TIMES = 3
 # A share of positions that no layer reaches.
@@ -36,7 +36,8 @@ class Costs:
         position: for each position that is computed, besides.
         dense_from: the share of positions from which on a convolution is better computed as a whole and compared.
         positions: of each layer.
-        frame: for a frame of which only changes are computed, besides its layers.
+        frame: for the comparison of a frame.
+        scattered: how many times as long layers in turn, whose changes are scattered, take as they do one by one.
     """
 
     whole: float
@@ -45,23 +46,32 @@ class Costs:
     dense_from: tuple[float, ...]
     positions: tuple[int, ...]
     frame: float
+    scattered: float = 1.0
 
     def effort(self, computed: Sequence[int]) -> float:
         """What computing so many positions of each layer costs, as a share of computing all layers as a whole."""
-        seconds = self.frame
+        return (self.frame + self.scattered * self.layers(computed)) / self.whole
+
+    def layers(self, computed: Sequence[int]) -> float:
+        """Seconds for computing so many positions of each layer one by one."""
+        seconds = 0.0
         for start, each, most, positions, count in zip(
             self.start, self.position, self.dense_from, self.positions, computed
         ):
             if count:
                 seconds += start + each * min(count, most * positions)
-        return seconds * _SCATTERED / self.whole
+        return seconds
 
 
 def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
     """Time the layers of a plan on a frame x [B, H, W, C] on the CPU, some ten times as long as the frame takes."""
-    layers = plan.layers
+    layers, x = plan.layers, x.clone()
     dense = plan.dense(x, slots, keep=True)
-    (whole,) = _times([plan], lambda plan: plan.dense(x, slots, keep=False))
+
+    def whole() -> float:
+        return _times([plan], lambda plan: plan.dense(x, slots, keep=False))[0]
+
+    before = whole()
     tensors = {**plan.keep(dense, x), **slots}
     values = plan.values(tensors, (), counted=True)
     counts: dict[int, int] = {}
@@ -97,7 +107,29 @@ def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
         + _times([lambda: plan.values(tensors, (), counted=True)], lambda call: call())
     )
     positions = tuple(layer.positions for layer in layers)
-    return Costs(whole, tuple(start), tuple(position), tuple(dense_from), positions, overhead)
+    best = min(before, whole())  # the time that matters most: others may have been busy at one end
+    costs = Costs(best, tuple(start), tuple(position), tuple(dense_from), positions, overhead)
+    return replace(costs, scattered=_scattered(plan, values, costs))
+
+
+def _scattered(plan: Plan, values: Values, costs: Costs) -> float:
+    """The factor between a frame with scattered changes and the sum of its layers by their costs."""
+    frame = values.kept[plan.graph.frame]
+    assert frame is not None  # the state has it
+    rows, columns = (torch.arange(size) // _BLOCK for size in frame.shape[1:3])
+    mask = ((rows[:, None] + 2 * columns) % 4 == 0).expand(frame.shape[:3]).contiguous()
+    computed: list[int] = []
+
+    def change(_: object) -> None:
+        frame[mask] += 1
+        values.changed = [None] * len(values.changed)
+        values.mark(plan.graph.frame, mask)
+
+    def update(_: object) -> None:
+        computed[:] = [layer.update(values, 0.0, share) for layer, share in zip(plan.layers, costs.dense_from)]
+
+    (seconds,) = _times([None], update, change)
+    return max(1.0, seconds / max(costs.layers(computed), 1e-9))
 
 
 def _changed(values: Values, index: int, share: float) -> Tensor:
@@ -121,13 +153,15 @@ def _times(
     items: Sequence[_Item], run: Callable[[_Item], object], before: Callable[[_Item], object] = lambda _: None
 ) -> list[float]:
     """Seconds of each item. All run in turn, so that the caches hold about what they hold in use."""
+    # What others do does not count where this thread alone works.
+    clock = thread_time if torch.get_num_threads() == 1 else perf_counter
     passes = []
     for _ in range(_TIMES):
         seconds = []
         for item in items:
             before(item)
-            begun = perf_counter()
+            begun = clock()
             run(item)
-            seconds.append(perf_counter() - begun)
+            seconds.append(clock() - begun)
         passes.append(seconds)
     return [min(each) for each in zip(*passes)]
