@@ -82,7 +82,7 @@ def test_folds_only_what_is_proven():
     assert "hooks" in report.left["watched_norm"]
     assert report.left["idle_norm"] == "it did not run"
     assert "left: seen_norm: " in str(report)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert type(model.conv) is nn.Conv2d and all(p.requires_grad for p in model.parameters())
 
