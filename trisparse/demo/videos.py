@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.classifying import SHIPPED
 from trisparse.demo.comparison import one_setting
 from trisparse.progress import compiling
 from trisparse.zoo import list_pretrained, load_pretrained
@@ -25,8 +26,6 @@ from video.stream import RecentMean, Stream
 from video.training.clips import PLACES
 from video.training.record import write_live_clip
 
-# Stands in where no network is at hand that knows what real clips show.
-SHIPPED = "tsm-motion-digits"
 CLIPS = {
     "bikes": "Street, moving camera",
     "bigbuckbunny": "Animation",
