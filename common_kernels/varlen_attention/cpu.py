@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def check_offsets(name: str, offsets: Tensor, rows_name: str, n_rows: int) -> No
         raise ValueError(
             f"{name} must begin with 0 and end with the {n_rows} rows of {rows_name}, got {bounds[0]} and {bounds[-1]}"
         )
-    for s, (begin, end) in enumerate(zip(bounds, bounds[1:])):
+    for s, (begin, end) in enumerate(pairwise(bounds)):
         if end < begin:
             raise ValueError(f"{name} must not fall, got {begin} then {end} at segment {s}")
 
