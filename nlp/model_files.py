@@ -101,7 +101,9 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.msgpack") for path in folder.glob(pattern))
+        others = sorted(
+            path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.msgpack") for path in folder.glob(pattern)
+        )
         got = f"only {', '.join(others[:3])}, which may run code when read" if others else "neither"
         raise ValueError(f"{folder} must hold model.safetensors or model.safetensors.index.json, got {got}")
     names = read_json(index).get("weight_map")

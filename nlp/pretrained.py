@@ -432,4 +432,3 @@ def _tokenizer_of_file(path: Path) -> Any:
         return model_files.transformers().PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **special)
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"{path}: its tokenizer cannot be read: {error}") from error
-

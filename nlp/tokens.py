@@ -1,0 +1,227 @@
+"""Texts to windows of token ids that a network can take: cut or split at its limit, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from nlp.pretrained import position_limit
+
+OVERFLOWS = ("truncate", "split", "error")
+CHUNK = 64  # texts that are tokenised at a time, on all threads
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a text, as the network takes it.
+
+    Attributes:
+        text: position of the text.
+        ids: token ids, special tokens included.
+        cut: tokens of the text that no window holds.
+        last: whether it is the text's last window.
+    """
+
+    text: int
+    ids: list[int]
+    cut: int
+    last: bool
+
+
+class Cutter:
+    """Tokenises texts and cuts them to a network's limit.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers (it is copied: truncation and padding that it carries do not act).
+        max_length: tokens of a window, special tokens included; None for no limit.
+        overflow: what happens to longer texts: "truncate" keeps the first window, "split" makes as many windows as
+            needed, "error" raises.
+        prompt: prefix of every text.
+        lowercase: whether texts are lower-cased first.
+
+    Raises:
+        ValueError: no fast tokenizer, or a limit without room for a token beside the special ones.
+    """
+
+    def __init__(
+        self, tokenizer: Any, max_length: int | None, overflow: str, prompt: str = "", lowercase: bool = False
+    ) -> None:
+        if overflow not in OVERFLOWS:
+            raise ValueError(f"overflow must be one of {', '.join(OVERFLOWS)}, got {overflow!r}")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"tokenizer must be a fast tokenizer of transformers, got {type(tokenizer).__name__}")
+        backend = tokenizer.backend_tokenizer
+        self._tokenizer = type(backend).from_str(backend.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = backend.encode_special_tokens
+        self.max_length, self.overflow, self.prompt, self.lowercase = max_length, overflow, prompt, lowercase
+        self.pad = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._before, self._after = _special_tokens(self._tokenizer)
+        special = len(self._before) + len(self._after)
+        if max_length is not None and (type(max_length) is not int or max_length <= special):
+            raise ValueError(f"max_length must be a whole number above {special}, the special tokens, got {max_length}")
+        self._room = None if max_length is None else max_length - special
+
+    def windows(self, texts: Iterable[str]) -> Iterator[Window]:
+        """The windows of all texts, in order; at least one for each text.
+
+        Raises:
+            TypeError: a text that is no str (after the windows of those before it).
+            ValueError: a text that is no Unicode, without any token, or, with overflow "error", too long (likewise).
+        """
+        first, source = 0, iter(texts)
+        while chunk := list(islice(source, CHUNK)):
+            fit: list[str] = []
+            problem: Exception | None = None
+            for i, text in enumerate(chunk, start=first):
+                problem = _problem(i, text)
+                if problem is not None:
+                    break
+                text = self.prompt + text
+                fit.append(text.lower() if self.lowercase else text)
+            for i, ids in enumerate(self._encode(fit), start=first):
+                yield from self._cut(i, ids)
+            if problem is not None:
+                raise problem
+            first += len(chunk)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if torch.get_num_threads() == 1:
+            return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _cut(self, text: int, ids: list[int]) -> Iterator[Window]:
+        room, before, after = self._room, self._before, self._after
+        total = len(before) + len(ids) + len(after)
+        if total == 0:
+            raise ValueError(f"texts[{text}] has no token, and its tokenizer adds none: an empty text has no meaning")
+        if room is None or len(ids) <= room:
+            yield Window(text, [*before, *ids, *after], 0, True)
+        elif self.overflow == "error":
+            raise ValueError(f"texts[{text}] must be of at most {self.max_length} tokens, got {total}")
+        elif self.overflow == "truncate":
+            yield Window(text, [*before, *ids[:room], *after], len(ids) - room, True)
+        else:
+            for start in range(0, len(ids), room):
+                piece = [*before, *ids[start : start + room], *after]
+                yield Window(text, piece, 0, start + room >= len(ids))
+
+
+def stream(
+    cutter: Cutter,
+    texts: Iterable[str],
+    function: Callable[[list[Window]], list[Result]],
+    max_tokens: int,
+) -> Iterator[list[tuple[Window, Result]]]:
+    """The windows of each text with what `function` makes of them in batches; texts in order, bounded memory.
+
+    What is wrong with a text is raised after the results of all texts before it.
+    """
+    try:
+        from nlp.packer import Packer
+    except ImportError:
+        Packer = _InOrder
+
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"texts must be an iterable of str, got a {type(texts).__name__}: wrap it in a list")
+    problems: list[Exception] = []
+    waiting: list[Window] = []
+
+    def windows() -> Iterator[Window]:
+        try:
+            for window in cutter.windows(texts):
+                waiting.append(window)
+                yield window
+        except Exception as error:
+            problems.append(error)
+
+    group: list[tuple[Window, Result]] = []
+    done = 0
+    for result in Packer(max_tokens).map(function, windows(), length=lambda window: len(window.ids)):
+        group.append((waiting[done], result))
+        done += 1
+        if group[-1][0].last:
+            del waiting[:done]
+            done = 0
+            yield group
+            group = []
+    if problems:
+        raise problems[0]
+
+
+def padded(windows: list[Window], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 [B, S], padded on the right."""
+    longest = max(len(window.ids) for window in windows)
+    ids = torch.full((len(windows), longest), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = torch.tensor(window.ids, dtype=torch.int64)
+        mask[row, : len(window.ids)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def length_limit(model: Any, tokenizer: Any, max_length: int | None) -> int | None:
+    """Tokens that a network takes: `max_length` where given, else what its card, tokenizer and positions allow.
+
+    Raises:
+        ValueError: a `max_length` beyond the network's positions.
+    """
+    limit = position_limit(model.config)
+    if max_length is not None:
+        if limit is not None and type(max_length) is int and max_length > limit:
+            raise ValueError(f"max_length must be at most {limit}, the positions of the network, got {max_length}")
+        return max_length
+    stated = [limit, getattr(getattr(model, "card", None), "max_tokens", None), tokenizer.model_max_length]
+    # A tokenizer that knows no limit says 1e30.
+    known = [int(each) for each in stated if each is not None and 0 < each < 1e9]
+    return min(known) if known else None
+
+
+def check_vocabulary(cutter: Cutter, model: Any) -> None:
+    """Raise where the tokenizer has more tokens than the network: the two do not belong together."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if cutter.vocabulary > rows:
+        raise ValueError(
+            f"tokenizer must fit the network of {rows} tokens, got one of {cutter.vocabulary}: they do not belong together"
+        )
+
+
+def _problem(i: int, text: object) -> Exception | None:
+    """What is wrong with texts[i], if anything."""
+    if not isinstance(text, str):
+        return TypeError(f"texts[{i}] must be a str, got {type(text).__name__}")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return ValueError(f"texts[{i}] must be Unicode text, got the lone surrogate {text[error.start]!r}")
+    return None
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after every text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(plain) + 1):
+        before, after = whole[:start], whole[start + len(plain) :]
+        if plain and whole[start : start + len(plain)] == plain:
+            return before, after
+    raise ValueError("tokenizer must put its special tokens before and after a text, got one that changes the text")
+
+
+class _InOrder:
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+
+    def map(self, function: Any, items: Any, length: Any) -> Any:
+        while batch := list(islice(items, 32)):
+            yield from function(batch)
