@@ -154,7 +154,8 @@ def _activation_name(activation: Callable[[torch.Tensor], torch.Tensor]) -> str 
 def _agrees(module: nn.Module, linear: PackedMixin, activation_name: str, name: str, method: str) -> bool:
     """Whether `module` gives the same values, on random weights and input, once its activation has moved."""
     activation = getattr(module, activation_name)
-    width = linear.weight.shape[0 if linear._transposed else 1]
+    weight = linear.get_parameter("weight")
+    width = weight.shape[0 if linear._transposed else 1]
     generator = torch.Generator().manual_seed(0)
     trial = _Method(module, method)
     weights = {

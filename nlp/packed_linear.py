@@ -17,12 +17,11 @@ from torch.nn import functional as F
 
 # The row count that the weight is laid out for. oneDNN chose the same layout, at the same speed, from 1 to 4096 rows.
 _LAYOUT_ROWS = 512
-# With one or two rows in float32 the plain call is up to twice as fast; in bfloat16 the packed one always wins.
+# From how many rows and products on the packed weight is faster, measured at widths 384 to 3072 on one and two threads.
 _MIN_ROWS = {torch.float32: 3, torch.bfloat16: 1}
+_MIN_PRODUCTS = {torch.float32: 2**20, torch.bfloat16: 64 * 64}
 # Weights compared on each call, to notice updates that torch does not count (`weight.data.copy_(...)`).
 _PROBES = 16
-# A packed weight is as large as the weight itself, and a product this small costs more to call than to compute.
-_MIN_WEIGHTS = 64 * 64
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -64,25 +63,34 @@ def can_pack(dtype: torch.dtype, activation: str = "none") -> bool:
 class _Pack:
     """A reordered weight, and how to tell that the weight it was made from has changed."""
 
-    __slots__ = ("copies", "key", "packed", "probes", "source")
+    __slots__ = ("address", "copies", "dtype", "least", "multiply", "packed", "probes", "source", "version", "width")
 
-    def __init__(self, weight: torch.Tensor, transposed: bool) -> None:
-        self.key = _key(weight)
-        # Held, so that the address in the key cannot be reused by another weight.
+    def __init__(self, weight: nn.Parameter, transposed: bool) -> None:
+        # Held, so that its address cannot become that of another weight.
         self.source = weight.detach()
+        self.address = weight.data_ptr()
+        self.version = weight._version
+        self.dtype = weight.dtype
+        self.width = weight.shape[0 if transposed else 1]
+        # The number of input values from which on this product is faster than the plain one.
+        rows = max(_MIN_ROWS[self.dtype], -(-_MIN_PRODUCTS[self.dtype] // weight.numel()))
+        self.least = rows * self.width
         flat = self.source.view(-1)
         # An odd step walks through all columns of a weight.
         self.probes = flat[:: max(1, flat.numel() // _PROBES) | 1]
         self.copies = self.probes.clone()
-        rows = self.source.t().contiguous() if transposed else self.source
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(rows, _LAYOUT_ROWS)
+        matrix = self.source.t().contiguous() if transposed else self.source
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix, _LAYOUT_ROWS)
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def is_current(self, weight: torch.Tensor) -> bool:
-        return self.key == _key(weight) and torch.equal(self.probes, self.copies)
-
-
-def _key(weight: torch.Tensor) -> tuple[Any, ...]:
-    return weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride()
+        # `_version` counts on for the same storage; another storage has another address while this one is held.
+        return (
+            self.version == weight._version
+            and self.address == weight.data_ptr()
+            and self.dtype == weight.dtype
+            and torch.equal(self.probes, self.copies)
+        )
 
 
 class PackedMixin(nn.Module):
@@ -97,8 +105,6 @@ class PackedMixin(nn.Module):
     ``to(...)``.
     """
 
-    weight: torch.Tensor
-    bias: Any  # Parameter or None
     activation: str
     _transposed: bool  # whether the weight is [in, out]
     _pack: _Pack | None
@@ -109,44 +115,59 @@ class PackedMixin(nn.Module):
         pack = self._fresh_pack(x)
         if pack is None:
             return meaning(self._plain(x))
-        return torch.ops.mkldnn._linear_pointwise(x, pack.packed, self.bias, post_op, [], algorithm)
+        result: torch.Tensor = pack.multiply(x, pack.packed, self._parameters["bias"], post_op, [], algorithm)
+        return result
+
+    def _fresh_pack(self, x: torch.Tensor) -> _Pack | None:
+        """The reordered weight, if the fast path computes exactly this call and faster; else None."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not torch.Tensor:
+            return None
+        pack = self._pack
+        if pack is not None and x.numel() < pack.least and x.dtype == pack.dtype:
+            return None
+        weight = self._parameters.get("weight")  # None while something else, such as a mask of pruning, computes it
+        bias = self._parameters["bias"]
+        if (
+            weight is None
+            or not x.is_cpu
+            or x.dim() < 2
+            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or _requires_grad(bias)))
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        if pack is not None and not pack.is_current(weight):
+            self._pack = pack = None
+        if pack is None and self._can_pack(x, weight):
+            with torch.no_grad():
+                self._pack = pack = _Pack(weight, self._transposed)
+        if (
+            pack is None
+            or x.dtype != pack.dtype
+            or x.shape[-1] != pack.width
+            or x.numel() < pack.least
+            or (bias is not None and (bias.dtype != pack.dtype or not bias.is_cpu))
+        ):
+            return None
+        return pack
+
+    def _can_pack(self, x: torch.Tensor, weight: nn.Parameter) -> bool:
+        return (
+            weight.dtype in _MIN_ROWS
+            and weight.dtype == x.dtype
+            # A single row, as in greedy decoding, does not need the copy in float32: do not make it.
+            and x.numel() >= _MIN_ROWS[x.dtype] * x.shape[-1]
+            and x.numel() * weight.numel() >= _MIN_PRODUCTS[x.dtype] * x.shape[-1]
+            and weight.numel() > 0
+            and type(weight) is nn.Parameter
+            and weight.is_cpu
+            and weight.is_contiguous()
+            and not weight.is_inference()  # counts no updates
+            and bool(torch.backends.mkldnn.enabled)
+            and can_pack(x.dtype, self.activation)
+        )
 
     def _plain(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
-
-    def _fresh_pack(self, x: torch.Tensor) -> _Pack | None:
-        """The reordered weight if the fast path computes exactly this call, else None."""
-        weight, bias = self.weight, self.bias
-        dtype = x.dtype
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or type(x) is not torch.Tensor
-            or type(weight) is not nn.Parameter
-            or x.device.type != "cpu"
-            or weight.device.type != "cpu"
-            or weight.dtype != dtype
-            or (bias is not None and (bias.dtype != dtype or type(bias) is not nn.Parameter))
-            or dtype not in _MIN_ROWS
-            or x.dim() < 2
-            or x.shape[-1] != weight.shape[0 if self._transposed else 1]
-            or x.numel() < _MIN_ROWS[dtype] * x.shape[-1]
-            or x.numel() == 0
-            or weight.numel() < _MIN_WEIGHTS
-            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or _requires_grad(bias)))
-            or torch.is_autocast_enabled("cpu")
-            or not torch.backends.mkldnn.enabled
-            or weight.is_inference()  # counts no updates
-            or not weight.is_contiguous()
-            or not can_pack(dtype, self.activation)
-        ):
-            return None
-        pack = self._pack
-        if pack is None or not pack.is_current(weight):
-            self._pack = pack = None  # frees the old copy first
-            with torch.no_grad():
-                self._pack = pack = _Pack(weight, self._transposed)
-        return pack
 
     def train(self, mode: bool = True) -> Any:
         self._pack = None
