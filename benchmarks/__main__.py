@@ -1,4 +1,4 @@
-"""`python -m benchmarks pointcloud|video`: ours beside the peers, in turn, on real data."""
+"""`python -m benchmarks pointcloud|video|nlp`: ours beside the peers, in turn, on real data."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser(domain).parse_args(arguments)
     path = results.path_for(device_name(options.device), options.domain)
     if options.markdown:
-        print(results.markdown(results.read(path)))
+        print(domain.markdown(results.read(path)))
         return 0
     rounds = 2 if options.quick else options.rounds
-    settings = harness.Settings(options.device, options.dtype, options.threads, rounds)
+    documents = options.documents or (domain.quick_documents if options.quick else 0)
+    settings = harness.Settings(options.device, options.dtype, options.threads, rounds, documents)
     where = conditions(options.device)
     print(f"{where.device}; {where.cpu}; {where.versions}; commit {where.commit}; {rounds} rounds", flush=True)
     rows: list[results.Row] = []
@@ -63,6 +64,10 @@ def _parser(domain: Domain) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", type=_names(harness.DTYPES), default=("fp32", "bf16"), help="default fp32,bf16")
     parser.add_argument("--threads", type=_counts, default=(1, 2), help="of torch and ours; default 1,2")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each competitor, taken in turn; default 7")
+    if domain.quick_documents:
+        text = "of each corpus; default what each case needs for its answer"
+        parser.add_argument("--documents", type=_count, help=text)
+    parser.set_defaults(documents=0)
     parser.add_argument("--quick", action="store_true", help="2 rounds on the smallest workload, no CSV")
     parser.add_argument("--markdown", action="store_true", help="print this device's CSV as a table for a README")
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,6 +87,13 @@ def _names(known: object) -> type:
         return names
 
     return parse  # type: ignore[return-value]
+
+
+def _count(text: str) -> int:
+    (count,) = _counts(text) if "," not in text else (0,)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be one number, got {text!r}")
+    return count
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks import results
 from benchmarks.harness import Settings, Trial
 
 
@@ -18,12 +19,16 @@ class Domain:
         workloads: loaders; what they return has a `name` and a `summary`, and they raise Unavailable.
         quick: workloads of a quick run.
         only: the workloads of those cases that do not run on all.
+        quick_documents: documents of each corpus in a quick run; 0 where workloads are no corpora.
+        markdown: the tables for a README.
     """
 
     cases: Mapping[str, Callable[[Any, Settings], Iterator[Trial]]]
     workloads: Mapping[str, Callable[[], Any]]
     quick: Sequence[str]
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    quick_documents: int = 0
+    markdown: Callable[[Sequence[results.Row]], str] = results.markdown
 
     def runs(self, case: str, workload: str) -> bool:
         """Whether the case measures anything on the workload."""
@@ -45,4 +50,11 @@ def video() -> Domain:
     return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY)
 
 
-DOMAINS: dict[str, Callable[[], Domain]] = {"pointcloud": pointcloud, "video": video}
+def nlp() -> Domain:
+    """Embedding, attention and the accuracy of pruned encoders on labelled texts."""
+    from benchmarks import nlp as domain
+
+    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY, 24, domain.markdown)
+
+
+DOMAINS: dict[str, Callable[[], Domain]] = {"pointcloud": pointcloud, "video": video, "nlp": nlp}

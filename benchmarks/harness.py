@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +29,17 @@ _PAUSE_SECONDS = 0.003
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run varies, the same for all cases."""
+    """What a run varies, the same for all cases.
+
+    Attributes:
+        documents: how many of a corpus; 0 for as many as each case takes by itself.
+    """
 
     device: str = "cpu"
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     threads: tuple[int, ...] = (1, 2)
     rounds: int = 7
+    documents: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Competitor:
         build: prepares weights and caches, returns the call that is timed.
         compare: what of the call's result is held against the reference; None for a limit, which computes nothing.
         tolerance: largest error allowed, relative to the reference's largest value; 0 asks for equality.
+        columns: further columns of the row, from the call's first result.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Competitor:
     build: Callable[[], Callable[[], Any]]
     compare: Callable[[Any], Sequence[Tensor]] | None
     tolerance: float = 0.0
+    columns: Callable[[Any], Mapping[str, object]] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Trial:
         products: (rows, Cin, Cout) of each matrix product that the result needs, for the work done and its limit.
         values: feature and weight elements read or written at least once.
         index_bytes: bytes of the map read at least once.
+        once: whether the call that is checked is the only one, and its time what is reported: where the result is the
+            finding, and takes minutes.
     """
 
     case: str
@@ -74,6 +83,7 @@ class Trial:
     products: Sequence[tuple[int, int, int]] = ()
     values: int = 0
     index_bytes: int = 0
+    once: bool = False
 
     @property
     def flops(self) -> float:
@@ -105,13 +115,13 @@ def run(trial: Trial, settings: Settings, where: Conditions) -> list[Row]:
         )  # fmt: skip
         entry = _Entry(competitor, row)
         entries.append(entry)
-        _prepare(entry, reference, settings.device)
+        _prepare(entry, reference, settings.device, trial.once)
     live = [entry for entry in entries if entry.call is not None]
     gc.collect()
-    for _ in range(settings.rounds):
+    for _ in range(0 if trial.once else settings.rounds):
         for entry in live:
             _sample(entry, settings.device)
-    for entry in live:
+    for entry in live if not trial.once else ():
         _check(entry, entry.last, reference)
         entry.last = None
     for entry in live:
@@ -149,17 +159,24 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _prepare(entry: _Entry, reference: Sequence[Tensor], device: str) -> None:
+def _prepare(entry: _Entry, reference: Sequence[Tensor], device: str, once: bool) -> None:
     """Build, run once and check; a competitor that is missing, fails or is wrong is not timed."""
     with torch_threads(entry.competitor.threads):
         try:
             call = entry.competitor.build()
-            result = call()
+            seconds, cpu, result = _time(call, 1, device)
             _check(entry, result, reference)
+            if entry.competitor.columns is not None:
+                for name, value in entry.competitor.columns(result).items():
+                    setattr(entry.row, name, value)
             if entry.row.status != "ok":
                 return
             del result
-            seconds, _, _ = _time(call, 1, device)
+            if once:
+                entry.wall.append(seconds)
+                entry.cpu.append(cpu)
+            else:
+                seconds, _, _ = _time(call, 1, device)
         except Unavailable as missing:
             entry.row.status = f"skipped: {missing}"
             return
@@ -213,6 +230,8 @@ def _fill(entry: _Entry, trial: Trial, device: str) -> None:
         row.gflop_per_s = trial.flops / middle / 1e9
     if trial.values and entry.competitor.name != GEMM:
         row.gb_per_s = trial.bytes(entry.competitor.dtype) / middle / 1e9
+    if trial.once:
+        return
     assert entry.call is not None
     with torch_threads(entry.competitor.threads):
         row.peak_mib = memory.peak_of(entry.call, device)
@@ -232,7 +251,8 @@ def _shares(entries: Sequence[_Entry], trial: Trial) -> None:
 
 def _limits(trial: Trial, device: str) -> Iterator[Competitor]:
     """The library's matrix products and a copy of as many bytes, for each dtype and thread count that competes."""
-    for dtype, threads in dict.fromkeys((c.dtype, c.threads) for c in trial.competitors):
+    kinds = dict.fromkeys((c.dtype, c.threads) for c in trial.competitors)
+    for dtype, threads in (kind for kind in kinds if kind[0] in DTYPES):
         if trial.products:
             yield Competitor(GEMM, dtype, threads, lambda d=dtype: _products(trial, d, device), None)  # type: ignore[misc]
         if trial.values:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+_TEXT_PEERS = ("transformers", "sentence-transformers", "onnxruntime", "ctranslate2", "scikit-learn")
 _GPU_PEERS = ("spconv-cu118", "spconv-cu120", "spconv-cu121", "spconv-cu124", "spconv-cu126", "spconv-triton")
 
 
@@ -52,7 +53,7 @@ def cpu_name() -> str:
 def versions() -> str:
     """Python and the libraries that decide the numbers, as `name version; ...`."""
     found = [f"python {platform.python_version()}"]
-    for name in ("torch", "triton", "numba", "numpy", "spconv", *_GPU_PEERS):
+    for name in ("torch", "triton", "numba", "numpy", "spconv", *_GPU_PEERS, *_TEXT_PEERS):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

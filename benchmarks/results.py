@@ -22,11 +22,19 @@ BASELINES = (("spconv", "fp32", 1), ("spconv", "fp16", 1), ("plain torch", "fp32
 VIDEO_BASELINES = (
     "decord", "every frame", "accelerated, dense", "zeros and slice copies", "library, dense", "NCHW, slice copies"
 )  # fmt: skip
+# Those of language, each in fp32 on the same number of threads.
+NLP_BASELINES = ("HF, arrival order", "HF, length-sorted", "padded SDPA", "probabilities, summed")
 
 
 @dataclass
 class Row:
-    """One competitor on one trial. Times are medians over rounds; `status` is ok, wrong, skipped: ... or failed: ..."""
+    """One competitor on one trial. Times are medians over rounds; `status` is ok, wrong, skipped: ... or failed: ...
+
+    Texts have more columns: `tokens` that the documents hold, the share of `padding` among the cells computed, the
+    percentages of tokens `kept` alive before each layer and at the end, the mean `cosine` with the right embedding,
+    `accuracy` in percent with its standard error, and its `change` in points from that of the unpruned model, with the
+    standard error of the difference over the same documents.
+    """
 
     case: str
     workload: str
@@ -47,6 +55,14 @@ class Row:
     gemm_share: float | None = None
     copy_share: float | None = None
     rounds: int = 0
+    tokens: int = 0
+    padding: float | None = None
+    kept: str = ""
+    cosine: float | None = None
+    accuracy: float | None = None
+    accuracy_se: float | None = None
+    change: float | None = None
+    change_se: float | None = None
     device: str = ""
     cpu: str = ""
     versions: str = ""
@@ -100,39 +116,73 @@ def speedup(row: Row, group: Sequence[Row], measure: str = "wall_ms") -> tuple[f
     if row.status != "ok" or not mine or "limit" in row.competitor:
         return None
     alike = ((row.dtype, row.threads), ("fp32", 1), ("uint8", 1))
-    for baseline in (*BASELINES, *((name, *kind) for kind in alike for name in VIDEO_BASELINES)):
+    texts = ((name, "fp32", row.threads) for name in NLP_BASELINES)
+    for baseline in (*BASELINES, *texts, *((name, *kind) for kind in alike for name in VIDEO_BASELINES)):
         for other in group:
             if (other.competitor, other.dtype, other.threads) == baseline and other.status == "ok":
                 return None if other is row else (getattr(other, measure) / mine, other.competitor)
     return None
 
 
-_HEAD = (
-    "shape", "competitor", "dtype", "thr", "wall ms", "p20-p80", "CPU ms", "MiB", "GFLOP/s", "of mm", "of copy",
-    "error", "speed-up", "by CPU",
-)  # fmt: skip
-
-
 def table(rows: Sequence[Row]) -> str:
-    """Aligned text, one line per row, grouped by trial. A result that is not right shows no time and no speed-up."""
-    lines: list[tuple[str, ...]] = [_HEAD]
+    """Aligned text, one line per row, grouped by trial. A result that is not right shows no time and no speed-up.
+
+    Columns that no row fills are left out.
+    """
+    lines: list[dict[str, str]] = []
     notes = []
     for group in _trials(rows):
         for row in group:
             if row.status not in ("ok", "wrong"):
                 notes.append(f"{row.shape}, {row.competitor} {row.dtype}, {row.threads} threads: {row.status}")
                 continue
-            wall, cpu = speedup(row, group), speedup(row, group, "cpu_ms")
-            spread = f"{_number(row.wall_p20_ms)}-{_number(row.wall_p80_ms)}" if row.status == "ok" else ""
-            lines.append((
-                row.shape, row.competitor, row.dtype, str(row.threads),
-                _number(row.wall_ms) if row.status == "ok" else "WRONG", spread, _number(row.cpu_ms),
-                _number(row.peak_mib), _number(row.gflop_per_s), _percent(row.gemm_share), _percent(row.copy_share),
-                _number(row.error), f"{wall[0]:.2f} x {wall[1]}" if wall else "", f"{cpu[0]:.2f}" if cpu else "",
-            ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+            lines.append(_cells(row, group))
+    head = [title for title in lines[0] if any(line[title] for line in lines)] if lines else []
+    cells = [head, *([line[title] for title in head] for line in lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join([*text, *notes])
+
+
+def _cells(row: Row, group: Sequence[Row]) -> dict[str, str]:
+    wall, cpu = speedup(row, group), speedup(row, group, "cpu_ms")
+    right = row.status == "ok"
+    return {
+        "shape": row.shape,
+        "competitor": row.competitor,
+        "dtype": row.dtype,
+        "thr": str(row.threads),
+        "wall ms": _number(row.wall_ms) if right else "WRONG",
+        "p20-p80": f"{_number(row.wall_p20_ms)}-{_number(row.wall_p80_ms)}" if row.rounds > 1 else "",
+        "CPU ms": _number(row.cpu_ms),
+        "tok/s": _number(per_second(row)),
+        "tok/CPU s": _number(per_second(row, "cpu_ms")),
+        "MiB": _number(row.peak_mib),
+        "GFLOP/s": _number(row.gflop_per_s) if row.gflop else "",
+        "of mm": _percent(row.gemm_share),
+        "of copy": _percent(row.copy_share),
+        "padding": _percent(row.padding),
+        "kept %": row.kept,
+        "cosine": "" if row.cosine is None else f"{row.cosine:.4f}",
+        "accuracy": with_error(row.accuracy, row.accuracy_se),
+        "change": with_error(row.change, row.change_se, signed=True),
+        "error": _number(row.error),
+        "speed-up": f"{wall[0]:.2f} x {wall[1]}" if wall else "",
+        "by CPU": f"{cpu[0]:.2f}" if cpu else "",
+    }
+
+
+def per_second(row: Row, measure: str = "wall_ms") -> float | None:
+    """Tokens of documents, padding not counted, per second of wall or CPU time; None where none were timed."""
+    time = getattr(row, measure)
+    return row.tokens / time * 1e3 if row.status == "ok" and row.tokens and time else None
+
+
+def with_error(value: float | None, error: float | None, signed: bool = False) -> str:
+    """A percentage or points with the standard error, like "75.3 ± 0.8"."""
+    if value is None:
+        return ""
+    return f"{value:{'+' if signed else ''}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def markdown(rows: Sequence[Row], threads: int = 1) -> str:

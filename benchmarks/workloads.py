@@ -72,7 +72,7 @@ def voxelize(
 
 def benchmark_pc() -> Workload:
     """The cloud of spconv's own benchmark at 0.1 m."""
-    with np.load(_data("pointcloud/benchmark-pc.npz")) as file:
+    with np.load(data_file("pointcloud/benchmark-pc.npz")) as file:
         points = file["pc"]
     made = voxelize("benchmark-pc 0.1 m", points, 0.1, (-80, -80, -2), (80, 80, 6))
     if made.n_rows != 125_565:
@@ -82,7 +82,7 @@ def benchmark_pc() -> Workload:
 
 def nuscenes() -> Workload:
     """One real 32-beam sweep at 0.1 m."""
-    points = np.fromfile(_data("pointcloud/nuscenes_lidar_top.pcd.bin"), np.float32).reshape(-1, 5)[:, :4].copy()
+    points = np.fromfile(data_file("pointcloud/nuscenes_lidar_top.pcd.bin"), np.float32).reshape(-1, 5)[:, :4].copy()
     points[:, 3] /= 255
     return voxelize("nuScenes sweep 0.1 m", points, 0.1, (-102.4, -102.4, -4.8), (102.4, 102.4, 20.8))
 
@@ -103,7 +103,8 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 }
 
 
-def _data(relative: str) -> Path:
+def data_file(relative: str) -> Path:
+    """A file of real data, in $TRISPARSE_DATA or beside the checkout; Unavailable where it is absent."""
     folder = Path(os.environ.get("TRISPARSE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     path = folder / relative
     if not path.is_file():
