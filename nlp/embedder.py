@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nlp.pretrained import ModelCard, load_pretrained, load_tokenizer
-from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, padded, stream
+from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
 POOLING = ("mean", "cls", "last")
 
@@ -79,6 +79,7 @@ class Embedder:
         self.pooling, self.normalize, self.max_tokens = pooling, normalize, max_tokens
         self._cutter = Cutter(tokenizer, length_limit(model, tokenizer, max_length), overflow, prompt, lowercase)
         check_vocabulary(self._cutter, model)
+        self._pad = pad_token(model, tokenizer)
         card = getattr(model, "card", None)
         self.card: ModelCard | None = card if isinstance(card, ModelCard) else None
 
@@ -190,7 +191,7 @@ class Embedder:
     @torch.no_grad()
     def _pooled(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
         """Pooled output, float32 [H], and tokens left, of each window of a batch."""
-        ids, mask = padded(windows, self._cutter.pad, self.model.device)
+        ids, mask = padded(windows, self._pad, self.model.device)
         out = self.model(input_ids=ids, attention_mask=mask)
         pooled, kept = pool(out, mask, self.pooling)
         return list(zip(pooled.cpu().numpy(), kept.tolist()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -82,8 +83,9 @@ def network_class(name: object, config: Any, where: str) -> Any:
         ValueError: no such class, or one that takes another config.
     """
     package = transformers()
-    found = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not isinstance(found, type) or not issubclass(found, package.PreTrainedModel) or found.config_class is None:
+    found: Any = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
+    is_model = inspect.isclass(found) and issubclass(found, package.PreTrainedModel)
+    if not is_model or found.config_class is None:
         hint = did_you_mean(str(name), [each for each in dir(package) if each.startswith(type(config).__name__[:3])])
         raise ValueError(f"{where}: architecture must be a model class of transformers, got {name!r}{hint}")
     if not isinstance(config, found.config_class):

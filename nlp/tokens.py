@@ -55,6 +55,8 @@ class Cutter:
     ) -> None:
         if overflow not in OVERFLOWS:
             raise ValueError(f"overflow must be one of {', '.join(OVERFLOWS)}, got {overflow!r}")
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt must be a str, got {type(prompt).__name__}")
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"tokenizer must be a fast tokenizer of transformers, got {type(tokenizer).__name__}")
         backend = tokenizer.backend_tokenizer
@@ -63,7 +65,6 @@ class Cutter:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = backend.encode_special_tokens
         self.max_length, self.overflow, self.prompt, self.lowercase = max_length, overflow, prompt, lowercase
-        self.pad = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.vocabulary = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._before, self._after = _special_tokens(self._tokenizer)
         special = len(self._before) + len(self._after)
@@ -186,12 +187,20 @@ def length_limit(model: Any, tokenizer: Any, max_length: int | None) -> int | No
     return min(known) if known else None
 
 
+def pad_token(model: Any, tokenizer: Any) -> int:
+    """What fills the columns that the mask hides: the network's own choice, as some find positions or ends by it."""
+    for choice in (getattr(model.config, "pad_token_id", None), tokenizer.pad_token_id):
+        if choice is not None and choice >= 0:
+            return int(choice)
+    return 0
+
+
 def check_vocabulary(cutter: Cutter, model: Any) -> None:
     """Raise where the tokenizer has more tokens than the network: the two do not belong together."""
     rows = model.get_input_embeddings().weight.shape[0]
     if cutter.vocabulary > rows:
         raise ValueError(
-            f"tokenizer must fit the network of {rows} tokens, got one of {cutter.vocabulary}: they do not belong together"
+            f"tokenizer must be the network's, of at most {rows} tokens, got another one of {cutter.vocabulary}"
         )
 
 
