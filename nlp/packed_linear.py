@@ -18,7 +18,7 @@ from torch.nn import functional as F
 # The row count that the weight is laid out for. oneDNN chose the same layout, at the same speed, from 1 to 4096 rows.
 _LAYOUT_ROWS = 512
 # From how many rows and products on the packed weight is faster, measured at widths 384 to 3072 on one and two threads.
-_MIN_ROWS = {torch.float32: 3, torch.bfloat16: 1}
+_MIN_ROWS = {torch.float32: 2, torch.bfloat16: 1}
 _MIN_PRODUCTS = {torch.float32: 2**20, torch.bfloat16: 64 * 64}
 # Weights compared on each call, to notice updates that torch does not count (`weight.data.copy_(...)`).
 _PROBES = 16
