@@ -80,20 +80,34 @@ class Cutter:
             ValueError: a text that is no Unicode, without any token, or, with overflow "error", too long (likewise).
         """
         first, source = 0, iter(texts)
-        while chunk := list(islice(source, CHUNK)):
+        problem: Exception | None = None
+        while problem is None:
             fit: list[str] = []
-            problem: Exception | None = None
-            for i, text in enumerate(chunk, start=first):
-                problem = _problem(i, text)
-                if problem is not None:
-                    break
-                text = self.prompt + text
-                fit.append(text.lower() if self.lowercase else text)
+            try:
+                for text in islice(source, CHUNK):
+                    fit.append(self._prepared(first + len(fit), text))
+            except Exception as error:  # of the source itself as well: the texts before it count
+                problem = error
+            if not fit and problem is None:
+                return
             for i, ids in enumerate(self._encode(fit), start=first):
                 yield from self._cut(i, ids)
-            if problem is not None:
-                raise problem
-            first += len(chunk)
+            first += len(fit)
+        raise problem
+
+    def _prepared(self, i: int, text: object) -> str:
+        """texts[i] with prompt and case, if it is a text."""
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{i}] must be a str, got {type(text).__name__}")
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"texts[{i}] must be Unicode text, got the lone surrogate {text[error.start]!r}"
+                ) from None
+        text = self.prompt + text
+        return text.lower() if self.lowercase else text
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if torch.get_num_threads() == 1:
@@ -181,7 +195,11 @@ def length_limit(model: Any, tokenizer: Any, max_length: int | None) -> int | No
         if limit is not None and type(max_length) is int and max_length > limit:
             raise ValueError(f"max_length must be at most {limit}, the positions of the network, got {max_length}")
         return max_length
-    stated = [limit, getattr(getattr(model, "card", None), "max_tokens", None), tokenizer.model_max_length]
+    stated = [
+        limit,
+        getattr(getattr(model, "card", None), "max_tokens", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
     # A tokenizer that knows no limit says 1e30.
     known = [int(each) for each in stated if each is not None and 0 < each < 1e9]
     return min(known) if known else None
@@ -202,18 +220,6 @@ def check_vocabulary(cutter: Cutter, model: Any) -> None:
         raise ValueError(
             f"tokenizer must be the network's, of at most {rows} tokens, got another one of {cutter.vocabulary}"
         )
-
-
-def _problem(i: int, text: object) -> Exception | None:
-    """What is wrong with texts[i], if anything."""
-    if not isinstance(text, str):
-        return TypeError(f"texts[{i}] must be a str, got {type(text).__name__}")
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return ValueError(f"texts[{i}] must be Unicode text, got the lone surrogate {text[error.start]!r}")
-    return None
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
