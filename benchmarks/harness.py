@@ -228,7 +228,7 @@ def _fill(entry: _Entry, trial: Trial, device: str) -> None:
     row.gflop = trial.flops / 1e9
     if trial.flops and entry.competitor.name != COPY:
         row.gflop_per_s = trial.flops / middle / 1e9
-    if trial.values and entry.competitor.name != GEMM:
+    if trial.values and entry.competitor.dtype in DTYPES and entry.competitor.name != GEMM:
         row.gb_per_s = trial.bytes(entry.competitor.dtype) / middle / 1e9
     if trial.once:
         return

@@ -135,11 +135,16 @@ def _to_padded(x: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _nested(rows: Rows) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in jagged)
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
+
+    jagged = [torch.nested.nested_tensor_from_jagged(x, rows.offsets) for x in (rows.q, rows.k, rows.v)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nested tensors are a prototype
-        jagged = [torch.nested.nested_tensor_from_jagged(x, rows.offsets) for x in (rows.q, rows.k, rows.v)]
-    q, k, v = (x.transpose(1, 2) for x in jagged)
-    return lambda: scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
+        warnings.simplefilter("ignore")  # that nested tensors are a prototype; it is said once
+        with torch.no_grad():
+            call()
+    return call
 
 
 def _ours(rows: Rows) -> Callable[[], Tensor]:

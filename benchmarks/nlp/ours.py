@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.harness import DTYPES
 from benchmarks.nlp import minilm
-from benchmarks.nlp.minilm import Documents, padded, pooled
+from benchmarks.nlp.minilm import Documents, padded
 from benchmarks.nlp.peers import Batches, Result, Way, in_order
 
 ARRIVAL, PACKER = "trisparse packed, arrival order", "trisparse packed, Packer"
@@ -78,12 +78,14 @@ def in_arrival_order(documents: Documents) -> Batches:
 
 def embed(accelerated: Any, documents: Documents, batches: Batches, device: str = "cpu") -> Result:
     """Embeddings of the documents, the tokens that survive pooled; and how many those were."""
+    from nlp.embedder import pool
+
     parts, kept = [], None
     with torch.inference_mode():
         for batch in batches:
             ids, mask = padded([documents.ids[i] for i in batch], device)
             out = accelerated(input_ids=ids, attention_mask=mask)
-            parts.append(pooled(out.last_hidden_state, mask))
+            parts.append(torch.nn.functional.normalize(pool(out, mask, "mean")[0], dim=-1))
             alive = out.kept.sum(1).cpu()
             kept = alive if kept is None else kept + alive
     return Result(in_order(parts, batches), kept)

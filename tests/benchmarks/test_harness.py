@@ -118,3 +118,26 @@ def test_peak_memory_is_that_of_the_call() -> None:
         pytest.skip("this system does not tell the peak")
     assert 60 < peak < 90
     assert held
+
+
+def test_further_columns_come_from_the_result() -> None:
+    one = Competitor("one", "fp32", 1, lambda: RIGHT.clone, lambda out: [out], 0.0, lambda out: {"tokens": len(out)})
+    (row,) = harness.run(trial(one), Settings(rounds=1), WHERE)
+    assert (row.status, row.tokens) == ("ok", 4)
+
+
+def test_a_call_whose_result_is_the_finding_runs_once() -> None:
+    calls = []
+    one = competitor("one", lambda: calls.append(1) or RIGHT)
+    wrong = competitor("wrong", lambda: RIGHT + 1)
+    row, bad = harness.run(trial(one, wrong, once=True), Settings(rounds=5), WHERE)
+    assert len(calls) == row.rounds == 1
+    assert row.status == "ok" and row.wall_ms is not None and row.cpu_ms is not None
+    assert bad.status == "wrong" and bad.wall_ms is None
+
+
+def test_a_dtype_that_torch_does_not_multiply_has_no_limit() -> None:
+    small = Competitor("small", "int8", 1, lambda: RIGHT.clone, lambda out: [out])
+    rows = harness.run(trial(small, products=[(2, 2, 2)], values=8), Settings(rounds=1), WHERE)
+    assert [row.competitor for row in rows] == ["small"]
+    assert rows[0].status == "ok"

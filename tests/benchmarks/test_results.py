@@ -65,3 +65,34 @@ def test_table_and_markdown() -> None:
 
 def test_file_is_named_by_the_device() -> None:
     assert results.path_for("NVIDIA H100 80GB HBM3").parts[-2:] == ("nvidia-h100-80gb-hbm3", "pointcloud.csv")
+
+
+TEXT = Row("throughput", "20ng", "9 documents", "HF, arrival order", "fp32", 1, "ok", wall_ms=40.0, cpu_ms=20.0,
+           rounds=2, tokens=100, padding=0.5, cosine=1.0, device="box")  # fmt: skip
+
+
+def test_texts_are_held_against_padded_fp32_on_as_many_threads() -> None:
+    bf16 = replace(TEXT, dtype="bf16", wall_ms=30.0)
+    two = replace(TEXT, threads=2, wall_ms=10.0)
+    ours = replace(TEXT, competitor="trisparse packed, Packer", dtype="bf16", wall_ms=8.0, cpu_ms=4.0)
+    group = [TEXT, bf16, two, ours]
+    assert results.speedup(TEXT, group) is None
+    assert results.speedup(bf16, group) == (40 / 30, "HF, arrival order")
+    assert results.speedup(ours, group, "cpu_ms") == (5.0, "HF, arrival order")
+    assert results.speedup(replace(ours, threads=2), group) == (10 / 8, "HF, arrival order")
+
+
+def test_columns_that_no_row_fills_are_left_out() -> None:
+    text = results.table([TEXT, replace(TEXT, competitor="trisparse", accuracy=75.25, accuracy_se=0.84, change=-1.0)])
+    head = text.splitlines()[0]
+    assert "tok/CPU s" in head and "padding" in head and "accuracy" in head
+    assert "GFLOP/s" not in head and "MiB" not in head and "kept" not in head
+    assert "5000" in text and "2500" in text and "50%" in text and "75.2 ± 0.8" in text and "-1.0" in text
+    assert "tok/s" not in results.table([SPCONV, OURS]).splitlines()[0]
+    assert results.table([]) == ""
+
+
+def test_text_rows_survive_the_file(tmp_path: Path) -> None:
+    row = replace(TEXT, kept="100 80 60", accuracy=75.25, accuracy_se=0.5, change=-0.75, change_se=0.25)
+    results.merge(tmp_path / "x.csv", [row])
+    assert results.read(tmp_path / "x.csv") == [row]

