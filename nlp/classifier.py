@@ -20,8 +20,9 @@ from nlp.model_files import did_you_mean, replace_atomically
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer
 from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
-# A head that meets another network than its own would answer nonsense: the embedding of this text tells.
-PROBE = "The quick brown fox jumps over the lazy dog."
+# A head that meets another network than its own would answer nonsense: the embedding of this word tells. It is short,
+# so that it fits wherever the longest input is set.
+PROBE = "hello"
 PROBE_COSINE = 0.98
 HEAD = "LogisticHead"
 
@@ -362,7 +363,7 @@ def _load_head(path: Path, card: dict[str, Any], embedder: Embedder) -> Embeddin
     cosine = torch.cosine_similarity(state["probe"], torch.from_numpy(embedder.embed([PROBE])[0]), dim=0)
     if not cosine >= PROBE_COSINE:
         raise ValueError(
-            f"{path} was fitted on another embedder: the embeddings of a test sentence must have a cosine of at least "
+            f"{path} was fitted on another embedder: the embeddings of a test word must have a cosine of at least "
             f"{PROBE_COSINE}, got {float(cosine):.3f}"
         )
     return EmbeddingClassifier(embedder, state["weight"], state["bias"], card["labels"])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nlp.packer import BatchError, Packer
 from nlp.pretrained import position_limit
 
 OVERFLOWS = ("truncate", "split", "error")
@@ -140,12 +141,14 @@ def stream(
     """The windows of each text with what `function` makes of them in batches; texts in order, bounded memory.
 
     What is wrong with a text is raised after the results of all texts before it.
-    """
-    try:
-        from nlp.packer import Packer
-    except ImportError:
-        Packer = _InOrder
 
+    Args:
+        max_tokens: of a batch, padding included: what it takes of memory.
+
+    Raises:
+        TypeError: `texts` is a single text.
+        BatchError: the function failed; `positions` are those of the texts.
+    """
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"texts must be an iterable of str, got a {type(texts).__name__}: wrap it in a list")
     problems: list[Exception] = []
@@ -160,15 +163,21 @@ def stream(
             problems.append(error)
 
     group: list[tuple[Window, Result]] = []
-    done = 0
-    for result in Packer(max_tokens).map(function, windows(), length=lambda window: len(window.ids)):
-        group.append((waiting[done], result))
-        done += 1
-        if group[-1][0].last:
-            del waiting[:done]
-            done = 0
-            yield group
-            group = []
+    packer = Packer(max_tokens, padded=True)
+    results = packer.map(function, windows(), length=lambda window: len(window.ids))
+    passed = 0  # windows that are no longer in `waiting`
+    try:
+        for position, result in enumerate(results):
+            window = waiting[position - passed]
+            group.append((window, result))
+            if window.last:
+                del waiting[: position + 1 - passed]
+                passed = position + 1
+                yield group
+                group = []
+    except BatchError as error:
+        failed = sorted({waiting[position - passed].text for position in error.positions})
+        raise BatchError(failed, error.reason) from error.__cause__
     if problems:
         raise problems[0]
 
@@ -231,12 +240,3 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
         if plain and whole[start : start + len(plain)] == plain:
             return before, after
     raise ValueError("tokenizer must put its special tokens before and after a text, got one that changes the text")
-
-
-class _InOrder:
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-
-    def map(self, function: Any, items: Any, length: Any) -> Any:
-        while batch := list(islice(items, 32)):
-            yield from function(batch)

@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("transformers", minversion="5")
 
 from nlp.embedder import Embedder, pool
+from nlp.packer import BatchError
 from nlp.pretrained import MINILM, list_pretrained, load_pretrained, load_tokenizer
 from tests.nlp import tiny_models
 from tests.nlp.tiny_models import WORDS, sentences
@@ -310,3 +311,21 @@ def test_survivors_alone_are_pooled(pooling: str) -> None:
     }[pooling]
     torch.testing.assert_close(found, expected)
     assert kept.tolist() == [3, 2]
+
+
+def test_a_batch_that_fails_names_its_texts() -> None:
+    embedder = tiny_embedder(max_length=12, overflow="split", max_tokens=12)
+    inner = embedder.model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if (kwargs["input_ids"] == tiny_models.tokenizer().convert_tokens_to_ids("awful")).any():
+            raise RuntimeError("out of memory")
+        return inner(*args, **kwargs)
+
+    embedder.model.forward = forward
+    long = "film " * 25
+    stream = embedder.stream([long, "plot", long + "awful", "plot"])
+    assert [next(stream).tokens, next(stream).tokens] == [31, 3]
+    with pytest.raises(BatchError, match="items 2 failed: RuntimeError: out of memory") as caught:
+        next(stream)
+    assert caught.value.positions == [2]
