@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from trisparse import text
+from trisparse import language_commands, text
+from trisparse.options import Debug, Dtype, Model, Overwrite, Threads, errors, report, set_threads
 from trisparse.version import __version__
 
 # Heavy imports stand inside of the commands: `trisparse --help` must not wait for torch.
@@ -24,11 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# typer reads these at run time, on Python 3.10 too, hence Optional and not `| None`.
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Model = Annotated[str, typer.Option(help="A name that `trisparse models` lists, or a weights file.")]
-Dtype = Annotated[str, typer.Option(help="fp32, bf16, or auto: bf16 where the CPU computes it faster.")]
-Threads = Annotated[Optional[int], typer.Option(min=1, help="Threads; all cores by default.")]  # noqa: UP045
 DEFAULT_MODEL = "minkunet14-streets"
 
 
@@ -80,10 +73,10 @@ def segment(
 
     Exit code 0, or 2 for an error, or 1 where some of several clouds failed and the others were done.
     """
-    with _errors(debug):
+    with errors(debug):
         from trisparse import segmenting
 
-        _set_threads(threads)
+        set_threads(threads)
         jobs = segmenting.plan(files, output, picture)
         reading = segmenting.Reading(format, columns, invalid)
         if len(jobs) == 1 and jobs[0].source in files:
@@ -103,7 +96,7 @@ def segment(
             result = segmenting.label(*segmenting.read(job, reading), segmenter, job)
         except (ValueError, OSError) as error:
             failed += 1
-            _report(error, debug)
+            report(error, debug)
             continue
         total = text.seconds(sum(result.seconds.values()))
         found = ", ".join(f"{name} {n:,}" for name, n in result.segmentation.counts().items())
@@ -166,7 +159,7 @@ def classify_video(
     top: Annotated[int, typer.Option(min=1, help="Classes for each answer.")] = 5,
     dtype: Dtype = "auto",
     threads: Threads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Name what happens in videos.
@@ -174,10 +167,10 @@ def classify_video(
     A stopped run goes on where it stopped when it is started again. Exit code 0, or 2 for an error, or 1 where some of
     several videos failed and the others were done.
     """
-    with _errors(debug):
+    with errors(debug):
         from trisparse import classifying, videos
 
-        _set_threads(threads)
+        set_threads(threads)
         found = classifying.plan(sources)
         wanted = videos.wanted(live, policy, max_staleness, scene_cut, delta, clips, crops, top, found)
         failed = videos.run(found, model, dtype, delta, wanted, output, timeline, overwrite, labels)
@@ -189,7 +182,7 @@ def classify_video(
 @app.command()
 def models(debug: Debug = False) -> None:
     """List the pretrained networks with what they are for and how well they do it."""
-    with _errors(debug):
+    with errors(debug):
         from trisparse import zoo
 
         names = zoo.list_pretrained()
@@ -225,7 +218,7 @@ def demo(
 
     Real sweeps are looked for in $TRISPARSE_DATA, else in ../shared/data.
     """
-    with _errors(debug):
+    with errors(debug):
         from trisparse.demo import run
 
         page = run(output, model, compare)
@@ -238,7 +231,7 @@ def doctor(debug: Debug = False) -> None:
 
     Exit code 1 where a check fails.
     """
-    with _errors(debug):
+    with errors(debug):
         from trisparse.doctor import examine
 
         healthy = examine()
@@ -256,24 +249,4 @@ def sleep_while_waiting() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """One line on stderr and exit code 2 for what a user can put right."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        _report(error, debug)
-        raise typer.Exit(2) from None
-
-
-def _report(error: Exception, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(error)
-    print(f"trisparse: error: {text.one_line(error)}", file=sys.stderr, flush=True)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+language_commands.add_commands(app)

@@ -1,0 +1,81 @@
+"""Texts in, labels out: what the command `trisparse classify-text` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trisparse.embedding import DTYPES, OVERFLOWS, check_choice, place, whole
+from trisparse.reading import Reading
+from trisparse.sinks import Column, JsonLines, check_suffix, sink
+from trisparse.sources import Source
+from trisparse.texts import Job, Summary, model_fingerprint, run
+from trisparse.version import __version__
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+def classify(
+    sources: Sequence[Source],
+    reading: Reading,
+    output: Path | None,
+    model: str,
+    top: int = 5,
+    dtype: str = "auto",
+    max_length: int | None = None,
+    overflow: str = "truncate",
+    batch_tokens: int = 8192,
+    overwrite: bool = False,
+) -> Summary:
+    """Write a row for each document: JSON lines, csv or parquet; JSON lines on stdout where there is no output.
+
+    Columns: file, row (from 0), id where the reading has an id column, label, probability, top (the best `top` labels
+    with their probabilities), tokens, truncated.
+
+    Raises:
+        ValueError, OSError: see `trisparse.texts.run`.
+        ImportError: pyarrow or transformers is not installed.
+    """
+    if output is not None:
+        check_suffix(output, SUFFIXES)
+    check_choice("--dtype", dtype, DTYPES)
+    check_choice("--overflow", overflow, OVERFLOWS)
+    settings = {"model": model, "dtype": dtype, "max-length": max_length, "overflow": overflow, "top": top}
+    refuse_long = overflow == "error"
+    columns = [
+        *place(reading),
+        Column("label", "text"),
+        Column("probability", "float"),
+        Column("top", "scores"),
+        Column("tokens", "int"),
+        Column("truncated", "bool"),
+    ]
+
+    def load() -> Any:
+        from nlp.classifier import TextClassifier
+
+        cut = "truncate" if refuse_long else overflow
+        options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
+        return TextClassifier.load(model, dtype=dtype, overflow=cut, max_tokens=batch_tokens, **options)
+
+    def row(answer: Any) -> dict[str, Any]:
+        label, probability = answer.best[0]
+        return {
+            "label": label,
+            "probability": round(probability, 6),
+            "top": answer.best[:top],
+            "tokens": answer.tokens,
+            "truncated": bool(answer.truncated),
+        }
+
+    job = Job(
+        load,
+        lambda _: JsonLines(columns) if output is None else sink(output, columns, SUFFIXES),
+        row,
+        {"command": "classify-text", **settings, **whole(reading), **model_fingerprint(model)},
+        lambda _: {"model": model, "dtype": dtype, "version": __version__, "overflow": overflow},
+        output,
+        refuse_long,
+    )
+    return run(job, sources, reading, overwrite)

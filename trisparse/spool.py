@@ -1,0 +1,138 @@
+"""The bytes of a result in the making, which outlive a process that is stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Spool:
+    """A file that is appended to, with a mark of how far the work has come after each piece.
+
+    Pieces gather in `<path>.partial`; `<path>.progress` holds the settings and a line for each mark. A run that finds
+    the two cuts off what came after the last mark and goes on from there. `finish` makes the result of the pieces under
+    its own name; until then an older file of that name stays.
+
+    Args:
+        settings: whatever the pieces depend on, as JSON. An unfinished run with other settings is not continued.
+        overwrite: replace a finished file, and start anew over an unfinished one.
+        notes: what each run writes anew beside the settings.
+
+    Attributes:
+        mark: the last mark, of the unfinished run that is continued or of this one; None before the first.
+        found: the notes of the unfinished run; None where there is none.
+
+    Raises:
+        FileExistsError: a finished file of that name, or an unfinished one with other settings.
+        OSError: a place that cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        notes: Any = None,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path}: a directory, but a file to write was expected")
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"{self.path}: its folder {self.path.parent} does not exist")
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._progress = self.path.with_name(self.path.name + ".progress")
+        self.mark: dict[str, Any] | None = None
+        self.found: Any = None
+        start = {"settings": json.loads(json.dumps(settings)), "notes": json.loads(json.dumps(notes))}
+        end = 0
+        if not overwrite and self._progress.is_file() and self.partial.is_file():
+            end = self._resume(start["settings"])
+        if self.mark is None and self.path.exists() and not overwrite:
+            raise FileExistsError(f"{self.path} exists; --overwrite replaces it")
+        marks = [start] if self.mark is None else [start, {"bytes": end, "mark": self.mark}]
+        rewritten = self._progress.with_name(self._progress.name + ".new")
+        self._pieces = self.partial.open("r+b" if end else "w+b")
+        self._pieces.truncate(end)
+        self._pieces.seek(end)
+        rewritten.write_text("".join(json.dumps(mark) + "\n" for mark in marks), encoding="utf-8")
+        os.replace(rewritten, self._progress)
+        self._marks = self._progress.open("a", encoding="utf-8")
+
+    def _resume(self, wanted: dict[str, Any]) -> int:
+        """Where the pieces of the last whole mark end."""
+        marks = []
+        for line in self._progress.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                marks.append(json.loads(line))
+            except ValueError:  # cut off in writing
+                break
+        size = self.partial.stat().st_size
+        whole = [mark for mark in marks[1:] if mark["bytes"] <= size]
+        if not whole:
+            return 0
+        before = marks[0]["settings"]
+        if before != wanted:
+            other = [key for key in sorted({*before, *wanted}) if before.get(key) != wanted.get(key)]
+            named = "; ".join(f"{key} {before.get(key)!r}, now {wanted.get(key)!r}" for key in other)
+            raise FileExistsError(
+                f"{self.partial} is from an unfinished run with other settings ({_shortened(named)}); finish that run, "
+                "or start anew with --overwrite"
+            )
+        self.found = marks[0]["notes"]
+        self.mark = whole[-1]["mark"]
+        return int(whole[-1]["bytes"])
+
+    def append(self, piece: bytes, mark: Mapping[str, Any]) -> None:
+        """Add a piece and say how far the work has come; both are on the disk when this returns."""
+        self._pieces.write(piece)
+        self._pieces.flush()
+        os.fsync(self._pieces.fileno())
+        self.mark = dict(mark)
+        self._marks.write(json.dumps({"bytes": self._pieces.tell(), "mark": self.mark}) + "\n")
+        self._marks.flush()
+
+    def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
+        """Everything is done: the result gets its name, the rest is removed.
+
+        Args:
+            convert: writes the result to its second argument from the pieces in its first; else they are the result.
+        """
+        self._release()
+        if convert is None:
+            os.replace(self.partial, self.path)
+        else:
+            whole = self.path.with_name(self.path.name + ".new")
+            try:
+                convert(self.partial, whole)
+                os.replace(whole, self.path)
+            finally:
+                whole.unlink(missing_ok=True)
+            self.partial.unlink()
+        self._progress.unlink()
+
+    def _release(self) -> None:
+        if not self._pieces.closed:
+            self._pieces.flush()
+            os.fsync(self._pieces.fileno())
+        self._pieces.close()
+        self._marks.close()
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What is unfinished stays for the next run, if it is anything at all."""
+        self._release()
+        if self.mark is None and self._progress.exists():
+            self.partial.unlink(missing_ok=True)
+            self._progress.unlink()
+
+
+def _shortened(words: str, longest: int = 300) -> str:
+    return words if len(words) <= longest else words[:longest] + "..."
