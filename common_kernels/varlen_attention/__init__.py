@@ -133,7 +133,10 @@ def _check(
             raise ValueError(f"bias must be floating [{k.shape[0]}], one for each row of k, got {describe(bias)}")
         check_device("bias", bias, "q", q)
         bias = bias.to(wide(q.dtype))
-    return float(q.shape[2] ** -0.5 if scale is None else scale), bias
+    scale = float(q.shape[2] ** -0.5 if scale is None else scale)
+    if not abs(scale) < float("inf"):
+        raise ValueError(f"scale must be a finite number, got {scale}")
+    return scale, bias
 
 
 def _queries(importance: bool | int) -> int:
@@ -174,12 +177,7 @@ def _refer(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  
 def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # type: ignore[no-untyped-def]
     from common_kernels.varlen_attention import cpu
 
-    out, lse = cpu.forward(q, k, v, offsets, offsets_k, causal, window, scale, bias)
-    sums = torch.empty(0)
-    if queries:
-        limit = None if queries < 0 else queries
-        sums = cpu.column_sums(q, k, lse, offsets, offsets_k, causal, window, scale, bias, False, limit)
-    return out, lse, sums
+    return cpu.forward(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries)
 
 
 @_varlen_attention.register_kernel("cuda")
@@ -261,8 +259,7 @@ def _attention_column_sums(
 def _(q, k, offsets, offsets_k, causal, window, scale, bias, queries, per_head):  # type: ignore[no-untyped-def]
     from common_kernels.varlen_attention import cpu
 
-    limit = None if queries < 0 else queries
-    return cpu.column_sums(q, k, None, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
+    return cpu.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, queries, per_head)
 
 
 @_attention_column_sums.register_kernel("cuda")
