@@ -144,7 +144,7 @@ class TextClassifier:
         texts: Iterable[str],
         labels: Iterable[str | int],
         *,
-        regularization: float = 0.1,
+        regularization: float = 1.0,
         max_steps: int = 500,
     ) -> EmbeddingClassifier:
         """Train multinomial logistic regression on embeddings of labelled texts.

