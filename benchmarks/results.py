@@ -23,7 +23,7 @@ VIDEO_BASELINES = (
     "decord", "every frame", "accelerated, dense", "zeros and slice copies", "library, dense", "NCHW, slice copies"
 )  # fmt: skip
 # Those of language, each in fp32 on the same number of threads.
-NLP_BASELINES = ("HF, arrival order", "HF, length-sorted", "padded SDPA", "probabilities, summed")
+NLP_BASELINES = ("HF, arrival order", "padded SDPA", "probabilities, summed")
 
 
 @dataclass

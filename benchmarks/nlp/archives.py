@@ -100,17 +100,31 @@ def _download(archive: Archive, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     form = ("--no-binary", ":all:") if archive.source else ("--only-binary", ":all:")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "-d", scratch]
+        # pip runs a source archive's setup to learn its name, so it is pip that must check what it got first.
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            *form,
+            "-d",
+            scratch,
+        ]
         try:
             run = subprocess.run(
-                [*pip, archive.requirement], stderr=subprocess.PIPE, text=True, timeout=_SECONDS, check=False
+                [*pip, "-r", str(wanted)], stderr=subprocess.PIPE, text=True, timeout=_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Unavailable(f"{archive.requirement} could not be downloaded ({error}); {_advice(archive)}") from error
         path = Path(scratch) / archive.file
         if run.returncode or not path.is_file():
-            last = run.stderr.strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
-            raise Unavailable(f"{archive.requirement} could not be downloaded ({last[0]}); {_advice(archive)}")
+            said = " ".join(run.stderr[max(0, run.stderr.rfind("ERROR")) :].split()) or f"exit code {run.returncode}"
+            raise Unavailable(f"{archive.requirement} could not be downloaded ({said[:300]}); {_advice(archive)}")
         return _checked(path, archive).replace(folder / archive.file)
 
 

@@ -8,6 +8,8 @@ from benchmarks import results
 from benchmarks.nlp.peers import HF_ARRIVAL
 from benchmarks.results import Row, per_second, speedup, with_error
 
+DTYPES = ("fp32", "fp16", "bf16", "int8")
+
 
 def markdown(rows: Sequence[Row], threads: int = 1) -> str:
     """Tokens per second of CPU time of each way on each corpus, on `threads` threads; then accuracies.
@@ -86,14 +88,13 @@ def _milliseconds(rows: Sequence[Row]) -> str:
 
 
 def _competitors(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(competitor, dtype): others before ours, baselines first; limits not at all."""
+    """(competitor, dtype): Hugging Face, then who serves its models, then ours; limits not at all."""
     found = dict.fromkeys((row.competitor, row.dtype) for row in rows if "limit" not in row.competitor)
 
-    def place(one: tuple[str, str]) -> tuple[int, str, int]:
+    def place(one: tuple[str, str]) -> tuple[bool, bool, bool, str, int]:
         name, dtype = one
-        order = [*results.NLP_BASELINES]
-        first = order.index(name) if name in order else len(order) + ("trisparse" in name) + (" packed" not in name)
-        return first, name, ("fp32", "bf16", "int8").index(dtype)
+        ours = name.startswith("trisparse")
+        return ours, not name.startswith("HF"), ours and "packed" not in name, name, DTYPES.index(dtype)
 
     return sorted(found, key=place)
 

