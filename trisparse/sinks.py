@@ -130,6 +130,8 @@ class Parquet:
         import numpy as np
         import pyarrow as pa
 
+        if not rows:
+            return b""
         arrays = []
         for column, kind in zip(self._columns, self.schema.types):
             values = [row[column.name] for row in rows]
@@ -140,8 +142,7 @@ class Parquet:
                 if column.kind == "scores":
                     values = [_named(value) for value in values]
                 arrays.append(pa.array(values, kind))
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-        return batch.serialize().to_pybytes() if len(rows) else b""
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema).serialize().to_pybytes()
 
     def converter(self, metadata: Mapping[str, str]) -> Callable[[Path, Path], None]:
         def convert(pieces: Path, path: Path) -> None:

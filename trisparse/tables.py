@@ -117,7 +117,8 @@ def _columns(names: list[str], source: Source, reading: Reading) -> tuple[int, i
         for option, name in wanted.items():
             if not name.isdecimal() or int(name) >= len(names):
                 raise ValueError(
-                    f"{source.name}: {option} must be a number from 0 to {len(names) - 1} with --no-header, got {name!r}"
+                    f"{source.name}: with --no-header {option} must be a number from 0 to {len(names) - 1}, "
+                    f"got {name!r}"
                 )
         return int(reading.column), None if reading.id_column is None else int(reading.id_column)
     for option, name in wanted.items():

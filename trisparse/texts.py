@@ -120,13 +120,13 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
             check_unchanged(sources[: state.file], notes, spool.found)
         else:
             state = State()
-        if state.answered["rows"]:
-            print(f"going on after {state.answered['rows']:,} rows that were done before", file=sys.stderr)
         feed = Feed(sources, reading, state, _complain)
         chunks = Chunks(feed)
         first = next(chunks, [])  # what cannot be read should not wait for the model
         if not first and len(feed.failed) + len(state.failed) == len(sources):
             return Summary({**_failed(state), **feed.failed}, _counts(state, feed), 0.0, 0)
+        if state.answered["rows"]:
+            print(f"going on after {state.answered['rows']:,} rows that were done before", file=sys.stderr)
         model = job.load()
         sink = job.sink(model)
         worker = _Worker(job, feed, state, sink, spool)

@@ -50,7 +50,7 @@ ODD = [
     "  spaces  ",
     "tab\there",
     "ü 漢字 🙂",
-    "form\x0cfeed, nel\x85, ls\u2028",
+    "\x0c, \x85, \u2028",
     'a "quote"',
     "[CLS] [SEP]",
 ]
@@ -105,7 +105,7 @@ def test_tables_without_header_or_quotes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1: .* expected after '\"' .*--no-quotes"):
         read(path, **options)
     for column in ("2", "text", "-1"):
-        with pytest.raises(ValueError, match=f"--column must be a number from 0 to 1 with --no-header, got '{column}'"):
+        with pytest.raises(ValueError, match=f"with --no-header --column must be a number from 0 to 1, got '{column}'"):
             read(path, column=column, header=False, quotes=False)
     with pytest.raises(ValueError, match="no column '0', .*without a header: --no-header"):
         read(path, column="0", quotes=False)

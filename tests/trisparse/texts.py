@@ -1,0 +1,117 @@
+"""Stand-ins for language models, and a program that runs the commands with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 5
+
+
+@dataclass
+class Answer:
+    """What both commands read of an answer."""
+
+    vector: np.ndarray
+    best: list[tuple[str, float]]
+    tokens: int
+    truncated: int
+
+
+def answer(text: str, limit: int) -> Answer:
+    """Numbers that depend on the text alone."""
+    numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[: 4 * SIZE], np.uint32) / 2**32
+    words = len(text.split())
+    scores = sorted(zip("abcde", (numbers / numbers.sum()).tolist()), key=lambda pair: -pair[1])
+    return Answer(numbers.astype(np.float32), scores, min(words, limit - 2) + 2, max(0, words - limit + 2))
+
+
+class Stub:
+    """Both an Embedder and a TextClassifier: answers after `seconds` each, reads `ahead` texts, may stop.
+
+    Attributes:
+        loaded: arguments of each `load`.
+        seen: texts of all runs.
+    """
+
+    dimensions = SIZE
+    seconds = 0.0
+    ahead = 1
+    stop_after: int | None = None
+    loaded: list[dict[str, Any]] = []  # noqa: RUF012
+    seen: list[str] = []  # noqa: RUF012
+
+    def __init__(self, max_length: int = 256) -> None:
+        self.max_length = max_length
+
+    @classmethod
+    def load(cls, name: str, **options: Any) -> Stub:
+        if name == "unknown":
+            raise ValueError("name_or_path must be a folder, a file or one of stub, got 'unknown'")
+        cls.loaded.append({"name": name, **options})
+        return cls(options.get("max_length") or 256)
+
+    def stream(self, texts: Iterable[str]) -> Iterator[Answer]:
+        cls = type(self)
+        waiting: list[str] = []
+        for text in texts:
+            waiting.append(text)
+            if len(waiting) >= self.ahead:
+                yield self._answer(waiting.pop(0))
+        while waiting:
+            yield self._answer(waiting.pop(0))
+        if cls.stop_after is not None and cls.stop_after <= 0:
+            raise KeyboardInterrupt
+
+    def _answer(self, text: str) -> Answer:
+        cls = type(self)
+        if cls.stop_after is not None:
+            if cls.stop_after <= 0:
+                raise KeyboardInterrupt
+            cls.stop_after -= 1
+        if text == "no meaning":
+            raise ValueError("texts[3] has no token")
+        time.sleep(self.seconds)
+        cls.seen.append(text)
+        return answer(text, self.max_length)
+
+
+PROGRAM = """
+import resource, sys, types
+from tests.trisparse.texts import Stub
+from trisparse import texts
+Stub.seconds, texts.FLUSH_SECONDS = {seconds}, {flush}
+for module, name in (("nlp.embedder", "Embedder"), ("nlp.classifier", "TextClassifier")):
+    sys.modules[module] = types.ModuleType(module)
+    setattr(sys.modules[module], name, Stub)
+from trisparse.cli import app
+try:
+    app(prog_name="trisparse", args={arguments})
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+"""
+
+
+def start(*arguments: object, seconds: float = 0.0, flush: float = 2.0, **options: Any) -> subprocess.Popen[str]:
+    """A process of the command with the stub; its last line on stderr is its peak of memory in MiB."""
+    program = PROGRAM.format(seconds=seconds, flush=flush, arguments=[str(argument) for argument in arguments])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
