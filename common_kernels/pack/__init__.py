@@ -1,9 +1,8 @@
 """Padded batches to rows without padding, and back."""
 
-from typing import Union
-
 import torch
 from torch import Tensor
+from torch.types import Number
 
 from common_kernels._checks import check_device, check_index, check_rows, describe, dtype_name
 from common_kernels.compact import compact
@@ -37,7 +36,7 @@ def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.trisparse.pack_rows(x.flatten(0, 1), index), index, offsets
 
 
-def unpack(rows: Tensor, index: Tensor, shape: tuple[int, int], fill: int | float | bool = 0) -> Tensor:
+def unpack(rows: Tensor, index: Tensor, shape: tuple[int, int], fill: Number = 0) -> Tensor:
     """A batch [B, S, ...] with `rows[t]` at its place `index[t]` and `fill` everywhere else.
 
     Differentiable in rows; the backward is `pack`.
@@ -77,9 +76,8 @@ def _pack_rows(src: Tensor, index: Tensor) -> Tensor:
     return src.index_select(0, index)
 
 
-# Union: the schema of an operator knows no `int | float | bool` before Python 3.14.
 @torch.library.custom_op("trisparse::unpack_rows", mutates_args=())
-def _unpack_rows(rows: Tensor, index: Tensor, n_rows: int, fill: Union[int, float, bool]) -> Tensor:  # noqa: UP007
+def _unpack_rows(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> Tensor:
     source = _inverse(index, n_rows)
     # Gathered from the rows, not scattered to the batch: each element is written once, whether filled or not.
     out = torch.ops.trisparse.gather_rows(rows, source)
