@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,14 +39,15 @@ def optimize(model: nn.Module) -> Optimized:
 
     Every plain `torch.nn.Linear` and GPT-2's `Conv1D` becomes a subclass of itself with the same Parameter objects
     under the same names: `state_dict`, tied weights, saving, training and moves to other devices and dtypes stay as
-    they were, and another model that shares the parameters is not touched. A `model` that is itself such a layer cannot
-    be replaced and is left alone. An activation that directly follows a layer
+    they were, and another model that shares the parameters is not touched. An activation that directly follows a layer
     in a known feed-forward module is computed together with it, after a trial on random numbers has shown that the
     module still means the same.
 
-    Left alone, and listed in `skipped`: layers with hooks, subclasses and parametrised layers. In float32 and bfloat16
-    the first call lays out a second copy of the weight, as large as the weight itself, which lives as long as the
-    layer. Calling it again changes nothing.
+    Left alone, and listed in `skipped`: layers with hooks, subclasses and parametrised layers. A `model` that is itself
+    a linear layer is left alone too. The first fast call in float32 or bfloat16 lays out a second copy of the weight,
+    as large as the weight itself, which lives as long as the layer. Optimising twice changes nothing.
+
+    Raises TypeError for a model that is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -69,8 +71,9 @@ def optimize(model: nn.Module) -> Optimized:
             linears.append(path)
     fused: list[str] = []
     agreed: dict[object, bool] = {}
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
     for name, module in model.named_modules():
-        linear_name = _fuse(module, agreed)
+        linear_name = _fuse(module, agreed, places)
         if linear_name is not None:
             fused.append(f"{name}.{linear_name}".lstrip("."))
     return Optimized(tuple(linears), tuple(fused), tuple(skipped))
@@ -113,7 +116,7 @@ class _Method(nn.Module):
         return result
 
 
-def _fuse(module: nn.Module, agreed: dict[object, bool]) -> str | None:
+def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, int]) -> str | None:
     """Move the activation of a known feed-forward module into a linear layer, and name that layer; None if left."""
     kind = type(module)
     if not kind.__module__.startswith("transformers.") or _has_hooks(module) or "forward" in vars(module):
@@ -122,6 +125,8 @@ def _fuse(module: nn.Module, agreed: dict[object, bool]) -> str | None:
         linear = getattr(module, linear_name, None)
         activation = getattr(module, activation_name, None)
         if not isinstance(linear, PackedMixin) or linear.activation != "none" or not callable(activation):
+            continue
+        if places[id(linear)] > 1:  # another module may use the layer without the activation
             continue
         if isinstance(activation, nn.Module) and (_has_hooks(activation) or list(activation.parameters())):
             continue
