@@ -1,0 +1,242 @@
+"""A Hugging Face network, faster: no padding, fast layers, and where wanted fewer tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nlp import attention
+from nlp.architectures import parts_of
+from nlp.layers import Optimized, optimize
+from nlp.packing import Packing
+from nlp.prune.policy import Policy
+
+Network = TypeVar("Network", bound=nn.Module)
+
+TASKS = ("auto", "pool", "cls", "token")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Heads that read the state of every token.
+_TOKEN_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What was done to a network; its attribute `acceleration`.
+
+    Attributes:
+        original: the network it was made from, untouched.
+        dtype: of the parameters.
+        prune: the policy that removes tokens, or None.
+        task: what the outputs are for.
+        layers: which linear layers were replaced and which activations were fused.
+    """
+
+    original: nn.Module
+    dtype: torch.dtype
+    prune: Policy | None
+    task: str
+    layers: Optimized
+    packing: Packing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Acceleration:
+        raise TypeError("an accelerated network cannot be copied: copy the original and accelerate the copy")
+
+
+def accelerate(
+    model: Network, prune: Policy | None = None, dtype: torch.dtype | str = "auto", task: str = "auto"
+) -> Network:
+    """The same network without padding: ordinary padded inputs in, its own output class out.
+
+    Inputs are packed once, before the first layer, and the output of the last is given back padded, with zeros at
+    padding, so that heads, poolers and losses work as before. Without `prune` and in the model's own dtype the answers
+    are those of the padded network up to rounding; a sequence's answer does not depend on its batch. Outputs carry
+    `kept` (int64 [layers + 1, B], tokens alive in each layer and at the end) and `token_index` (int64 [B, K], columns
+    of those at the end, -1 filled).
+
+    The result is another object of the same class which shares the parameters' memory where the dtype stays: training
+    it trains the original. `restore` gives the original.
+
+    Args:
+        model: a Hugging Face network of one of `nlp.architectures.ARCHITECTURES`, with any head.
+        prune: which tokens go on from layer to layer (`Cascade`, `Threshold`, `Mass`, `Merge`); None for all.
+        dtype: "auto" keeps the model's own; "fastest" is bf16 where the processor multiplies it; "fp32", "fp16",
+            "bf16" or a torch dtype.
+        task: with `prune`, what the outputs are for: "pool" (dropped tokens are zeros, to be left out of a mean), "cls"
+            (only the first, or last, token is read), "token" (every input token has an output: its state when it left)
+            or "auto", by the model's head.
+
+    Raises:
+        TypeError: not a Hugging Face network, or a policy that is none.
+        ValueError: an unknown architecture, dtype or task; pruning where the architecture does not allow it, or a task
+            that does not fit the model's head.
+        ImportError: transformers is missing or older than 5.
+
+    Passes that cannot be packed run padded as the original would: training with attention dropout, decoding steps on a
+    filled cache, masks with holes. `output_attentions` is refused.
+    """
+    attention.register()
+    if hasattr(model, "acceleration"):
+        raise ValueError("model must not be accelerated already: nlp.restore(model) gives the original")
+    parts = parts_of(model)
+    if prune is not None and not isinstance(prune, Policy):
+        raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
+    if prune is not None and not parts.architecture.can_prune:
+        raise ValueError(
+            f"prune must be None for {model.config.model_type}: its attention depends on distances in rows"
+        )
+    task = _task(model, prune, task)
+    faster = _sharing_copy(model, _dtype(dtype, model))
+    layers = optimize(faster)
+    _set_attention(faster, attention.NAME)
+    packing = Packing(faster, parts_of(faster), prune, task == "token", task)
+    chosen = next((p.dtype for p in faster.parameters()), torch.float32)
+    faster.acceleration = Acceleration(model, chosen, prune, task, layers, packing)  # type: ignore[assignment]
+    return faster
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """The network that `accelerate` was given, the very object; any other network as it is."""
+    made = getattr(model, "acceleration", None)
+    return made.original if isinstance(made, Acceleration) else model
+
+
+@contextmanager
+def packed(model: Network) -> Iterator[Network]:
+    """Run `model` itself without padding inside a `with` block, in its own dtype; afterwards it is as it was.
+
+    Raises:
+        TypeError, ValueError, ImportError: as `accelerate`.
+    """
+    attention.register()
+    if hasattr(model, "acceleration"):
+        raise ValueError("model must not be accelerated already")
+    parts = parts_of(model)
+    before = _set_attention(model, attention.NAME)
+    packing = Packing(model, parts)
+    try:
+        yield model
+    finally:
+        packing.remove()
+        for config, name in before:
+            config._attn_implementation_internal = name
+
+
+def _task(model: nn.Module, prune: Policy | None, task: str) -> str:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    name = type(model).__name__
+    by_token = name.endswith(_TOKEN_HEADS)
+    if task == "auto":
+        return "token" if by_token else "cls" if name.endswith("ForSequenceClassification") else "pool"
+    if prune is not None and by_token and task != "token":
+        raise ValueError(f"task must be 'token' for {name}, whose head reads every token, got {task!r}")
+    return task
+
+
+def _dtype(dtype: torch.dtype | str, model: nn.Module) -> torch.dtype | None:
+    """The dtype to convert to; None to leave it."""
+    if isinstance(dtype, str):
+        if dtype == "auto":
+            return None
+        if dtype == "fastest":
+            return torch.bfloat16 if _multiplies_bf16(model) else None
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be auto, fastest, {', '.join(DTYPES)} or a torch dtype, got {dtype!r}")
+        dtype = DTYPES[dtype]
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating-point, got {str(dtype).removeprefix('torch.')}")
+    return dtype
+
+
+def _multiplies_bf16(model: nn.Module) -> bool:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _sharing_copy(model: Network, dtype: torch.dtype | None) -> Network:
+    """Another object of the same class whose parameters lie in the same memory, or are converted."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        data = parameter.detach() if dtype is None else parameter.detach().to(dtype)
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer
+    return copy.deepcopy(model, memo)
+
+
+def _set_attention(model: nn.Module, name: str) -> list[tuple[Any, str]]:
+    """Set the attention of every configuration in a network; what each one had."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [
+        (c, c._attn_implementation_internal) for c in configs.values() if hasattr(c, "_attn_implementation_internal")
+    ]
+    for config, _ in before:
+        config._attn_implementation_internal = name
+    return before
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near an accelerated network's outputs are to the original's.
+
+    Attributes:
+        cosine: of the mean states of each sequence over its live tokens, [N].
+        largest: largest difference of any state that both have.
+        kept: share of tokens alive at the end.
+    """
+
+    cosine: Tensor
+    largest: float
+    kept: float
+
+    def __str__(self) -> str:
+        if not len(self.cosine):
+            return "nothing compared"
+        return (
+            f"cosine {self.cosine.mean():.6f} (lowest {self.cosine.min():.6f}), largest difference {self.largest:.2g}, "
+            f"{self.kept:.0%} of tokens kept"
+        )
+
+
+def compare(model: nn.Module, accelerated: nn.Module, batch: Mapping[str, Tensor]) -> Agreement:
+    """Run both networks on one tokenised batch, and say how far they agree.
+
+    Args:
+        model: the original.
+        accelerated: made from it.
+        batch: input_ids [B, S], attention_mask [B, S], whatever else both take.
+
+    Raises:
+        ValueError: a batch without ids.
+    """
+    if "input_ids" not in batch:
+        raise ValueError(f"batch must hold input_ids, got {', '.join(batch) or 'nothing'}")
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    with torch.inference_mode():
+        want, got = (_base(net)(**batch) for net in (model, accelerated))
+    kept = torch.zeros_like(mask)
+    rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(got.token_index)
+    alive = got.token_index >= 0
+    kept[rows[alive], got.token_index[alive]] = True
+    a, b = want.last_hidden_state.float(), got.last_hidden_state.float()
+    has = (b != 0).any(-1) & mask
+    pooled = [(x * m[..., None]).sum(1) / m.sum(1, keepdim=True).clamp(min=1) for x, m in ((a, mask), (b, has))]
+    difference = (a - b).abs()[has]
+    return Agreement(
+        torch.cosine_similarity(*pooled),
+        float(difference.max()) if difference.numel() else 0.0,
+        float(kept.sum() / mask.sum().clamp(min=1)),
+    )
+
+
+def _base(model: nn.Module) -> Any:
+    return getattr(model, "base_model", model)

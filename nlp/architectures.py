@@ -1,0 +1,134 @@
+"""What packing must know of each Hugging Face architecture: where its layers are, and where its positions come from."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network of one `model_type` is laid out.
+
+    Attributes:
+        layers: path of the list of layers below the base model; "*" stands for every element of a list on the way.
+        stack: module whose output is given back padded; "" for the base model itself. Poolers that follow it see
+            padded rows, as their authors meant.
+        positions: where token positions come from if the caller gives none: "columns" of the padded batch,
+            "after_padding" (counted over tokens that are not padding, from padding_idx + 1, as in RoBERTa), or
+            "none" where attention adds a bias by distance.
+        causal: a token sees no later one.
+        relative_bias: attention adds a learned bias by distance (T5).
+        can_prune: dropping tokens between layers leaves the meaning of the others alone.
+    """
+
+    layers: str
+    stack: str = ""
+    positions: str = "columns"
+    causal: bool = False
+    relative_bias: bool = False
+    can_prune: bool = True
+
+
+_BERT = Architecture("encoder.layer", stack="encoder")
+_ROBERTA = Architecture("encoder.layer", stack="encoder", positions="after_padding")
+_LLAMA = Architecture("layers", causal=True)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "albert": Architecture("encoder.albert_layer_groups.*.albert_layers.*", stack="encoder"),
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "distilbert": Architecture("transformer.layer", stack="transformer"),
+    "electra": _BERT,
+    "gpt2": Architecture("h", causal=True),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "modernbert": Architecture("layers"),
+    "qwen3": _LLAMA,
+    "roberta": _ROBERTA,
+    "t5": Architecture("block", positions="none", relative_bias=True, can_prune=False),
+    "xlm-roberta": _ROBERTA,
+}
+# Their attention is written out in the model's own code and cannot be reached from outside.
+OWN_ATTENTION = ("deberta", "deberta-v2", "mpnet")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one network that packing hooks into.
+
+    Attributes:
+        base: takes ids and mask, pads nothing: its inputs are packed.
+        stack: its output is given back padded.
+        layers: in the order of their first call; ALBERT calls the same ones several times.
+        n_calls: calls of layers in one forward pass.
+    """
+
+    architecture: Architecture
+    base: nn.Module
+    stack: nn.Module
+    layers: tuple[nn.Module, ...]
+    n_calls: int
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """The parts of a Hugging Face network.
+
+    Raises:
+        TypeError: not a Hugging Face network.
+        ValueError: an architecture whose attention or layers are not known here.
+    """
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if not isinstance(model, nn.Module) or not isinstance(model_type, str):
+        raise TypeError(f"model must be a Hugging Face network with a config, got {type(model).__name__}")
+    architecture = ARCHITECTURES.get(model_type)
+    if architecture is None:
+        reason = ""
+        if model_type in OWN_ATTENTION:
+            reason = ": its attention is written out in its own code, where packed rows cannot be handed in"
+        elif close := difflib.get_close_matches(model_type, ARCHITECTURES, n=1):
+            reason = f"; the nearest is {close[0]!r}"
+        raise ValueError(f"model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}{reason}")
+    if getattr(config, "add_cross_attention", False):
+        raise ValueError("model must not have cross-attention layers (config.add_cross_attention is set)")
+    base = getattr(model, "base_model", model)
+    if model_type == "t5" and hasattr(base, "encoder"):
+        base = base.encoder
+    if model_type == "t5" and getattr(base, "is_decoder", False):
+        raise ValueError("model must have an encoder: packing serves T5's encoder, got a decoder alone")
+    stack = base.get_submodule(architecture.stack) if architecture.stack else base
+    layers = tuple(_elements(base, architecture.layers.split(".")))
+    n_calls = int(getattr(config, "num_hidden_layers", len(layers)))
+    inner = int(getattr(config, "inner_group_num", 1)) if model_type == "albert" else 1
+    return Parts(architecture, base, stack, layers, n_calls * inner)
+
+
+def _elements(module: nn.Module, path: list[str]) -> list[nn.Module]:
+    if not path:
+        return list(module) if isinstance(module, nn.ModuleList) else [module]
+    if path[0] == "*":
+        return [leaf for child in module.children() for leaf in _elements(child, path[1:])]
+    return _elements(module.get_submodule(path[0]), path[1:])
+
+
+def positions(architecture: Architecture, base: nn.Module, ids: Tensor | None, mask: Tensor) -> Tensor | None:
+    """The positions [B, S] that the base model itself would give its padded input; None where it has none.
+
+    Args:
+        ids: [B, S], or None for a model that is fed embeddings.
+        mask: [B, S] bool.
+    """
+    if architecture.positions == "none":
+        return None
+    columns = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    if architecture.positions == "columns":
+        return columns
+    padding = int(base.get_submodule("embeddings").padding_idx)  # type: ignore[arg-type]
+    if ids is None:
+        return columns + padding + 1
+    real = ids.ne(padding)
+    return real.cumsum(1) * real + padding
