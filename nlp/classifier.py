@@ -131,12 +131,11 @@ class TextClassifier:
         if embedder is not None:
             raise ValueError(f"embedder is for a classifier that was fitted on one, got {os.fspath(name_or_path)!r}")
         model = load_pretrained(name_or_path, download=download)
-        card = model.card
         tokenizer = load_tokenizer(name_or_path, download=download)
-        TextClassifier(model, tokenizer, **options)  # refuses what is no classifier before it is worked on
-        model = accelerated(model, dtype, prune)
-        model.card = card
-        return TextClassifier(model, tokenizer, **options)
+        # Refuses what is no classifier before the network is worked on.
+        classifier = TextClassifier(model, tokenizer, **options)
+        classifier.model = accelerated(model, dtype, prune)
+        return classifier
 
     @staticmethod
     def fit(

@@ -118,15 +118,19 @@ class Embedder:
         pooling = card.pooling or "mean"
         if "pooling" not in options and pooling not in POOLING:
             raise ValueError(f"{card.source}: its pooling must be one of {', '.join(POOLING)}, got {pooling}")
-        model = accelerated(whole.base_model, dtype, prune)
-        model.card = card
-        stated = {
+        stated: dict[str, Any] = {
             "pooling": pooling,
             "normalize": card.normalize or card.pooling is None,
             "prompt": card.prompt,
             "lowercase": card.lowercase,
         }
-        return cls(model, tokenizer, **{**stated, **options})
+        stated.update(options)
+        network = whole.base_model
+        network.card = card
+        # Refuses what does not fit before the network is worked on.
+        plain = cls(network, tokenizer, **stated)
+        plain.model = accelerated(network, dtype, prune, "pool" if plain.pooling == "mean" else "cls")
+        return plain
 
     @property
     def dimensions(self) -> int:
@@ -202,20 +206,17 @@ def pool(out: Any, mask: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     """One row per sequence, float32 [B, H], and the tokens that were left, int64 [B].
 
     Args:
-        out: output with last_hidden_state [B, S, H], zeros where a token was dropped; kept and token_index where the
-            network prunes.
+        out: output with last_hidden_state [B, S, H], zeros where a token was dropped; kept where the network prunes.
         mask: int64 [B, S], ones before zeros.
     """
     hidden = out.last_hidden_state
     lengths = mask.sum(1)
+    alive = mask.bool()
     kept = getattr(out, "kept", None)
     kept = lengths if kept is None else kept[-1].to(lengths.device)
-    index = getattr(out, "token_index", None)
-    alive = mask.bool()
-    if index is not None:
-        alive = torch.zeros_like(alive)
-        rows, _ = (index >= 0).nonzero(as_tuple=True)
-        alive[rows, index[index >= 0]] = True
+    if not torch.equal(kept, lengths):
+        # Not token_index: tokens that were merged into others have rows, those of their groups.
+        alive = alive & (hidden != 0).any(-1)
     if pooling == "mean":
         weights = alive.unsqueeze(1).to(torch.float32)  # [B, 1, S]
         total = torch.bmm(weights, hidden.float()).squeeze(1)
@@ -225,12 +226,10 @@ def pool(out: Any, mask: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     return hidden[torch.arange(len(hidden), device=hidden.device), column].float(), kept
 
 
-def accelerated(model: Any, dtype: Any, prune: Any) -> Any:
-    """The model without padding and, with a policy, without unimportant tokens."""
-    import importlib.util
-
-    if importlib.util.find_spec("nlp.accelerate") is None and prune is None and dtype == "auto":
-        return model
+def accelerated(model: Any, dtype: Any, prune: Any, task: str = "auto") -> Any:
+    """The model without padding and, with a policy, without unimportant tokens; with the card of the original."""
     from nlp.accelerate import accelerate
 
-    return accelerate(model, prune=prune, dtype=dtype)
+    faster = accelerate(model, prune=prune, dtype=dtype, task=task)
+    faster.card = model.card
+    return faster

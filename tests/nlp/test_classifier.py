@@ -97,7 +97,7 @@ def test_causal_networks_classify_by_the_last_token_of_each_text() -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         num_labels=3,
-        pad_token_id=0,
+        pad_token_id=1,  # not the tokenizer's: the network finds the ends of texts by its own
         initializer_range=0.5,
     )
     model, tokenizer = transformers.LlamaForSequenceClassification(config).eval(), tiny_models.tokenizer()

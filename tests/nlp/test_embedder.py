@@ -292,18 +292,17 @@ def test_steps_that_it_does_not_know(folder: Path) -> None:
 class Pruned:
     """What a network that prunes gives back: zeros where tokens were dropped."""
 
-    def __init__(self, hidden: torch.Tensor, index: torch.Tensor, kept: torch.Tensor) -> None:
-        self.last_hidden_state, self.token_index, self.kept = hidden, index, kept
+    def __init__(self, hidden: torch.Tensor, kept: torch.Tensor) -> None:
+        self.last_hidden_state, self.kept = hidden, kept
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_survivors_alone_are_pooled(pooling: str) -> None:
-    index = torch.tensor([[0, 2, 5], [0, 3, -1]])
     hidden = torch.zeros(2, 7, 4)
     rows = torch.randn(5, 4)
     hidden[0, [0, 2, 5]], hidden[1, [0, 3]] = rows[:3], rows[3:]
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
-    found, kept = pool(Pruned(hidden, index, torch.tensor([[7, 5], [3, 2]])), mask, pooling)
+    found, kept = pool(Pruned(hidden, torch.tensor([[7, 5], [3, 2]])), mask, pooling)
     expected = {
         "mean": torch.stack([rows[:3].mean(0), rows[3:].mean(0)]),
         "cls": rows[[0, 3]],
@@ -311,6 +310,13 @@ def test_survivors_alone_are_pooled(pooling: str) -> None:
     }[pooling]
     torch.testing.assert_close(found, expected)
     assert kept.tolist() == [3, 2]
+
+
+def test_merged_tokens_count_as_often_as_they_were() -> None:
+    hidden = torch.randn(1, 2, 4)[:, [0, 1, 1, 1]]  # three tokens became one, and all have its state
+    found, kept = pool(Pruned(hidden, torch.tensor([[4], [2]])), torch.ones(1, 4, dtype=torch.int64), "mean")
+    torch.testing.assert_close(found, (hidden[:, 0] + 3 * hidden[:, 1]) / 4)
+    assert kept.tolist() == [2]
 
 
 def test_a_batch_that_fails_names_its_texts() -> None:
