@@ -58,16 +58,17 @@ VARIANTS: tuple[Variant, ...] = (
 def model(dtype: str, device: str = "cpu", policy: Callable[[Any], Any] | None = None) -> Any:
     """MiniLM as `nlp.accelerate` gives it back."""
     import nlp
+    from nlp.accelerate import accelerate
 
     prune = None if policy is None else policy(nlp)
-    return nlp.accelerate(minilm.model(device=device), prune=prune, dtype=DTYPES[dtype])
+    return accelerate(minilm.model(device=device), prune=prune, dtype=DTYPES[dtype])
 
 
 def by_packer(documents: Documents) -> Batches:
     """Positions in the batches that `Packer` makes."""
-    import nlp
+    from nlp.packer import Packer
 
-    batches = nlp.Packer(max_tokens=MAX_TOKENS).batches(documents.ids, length=len)
+    batches = Packer(max_tokens=MAX_TOKENS).batches(documents.ids, length=len)
     return [[position for position, _ in batch] for batch in batches]
 
 

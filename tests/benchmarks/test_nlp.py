@@ -212,3 +212,14 @@ def test_documents_are_counted_for_corpora_alone(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit, match="2"):
             __main__.main([domain, "--documents", count])
         assert "--documents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(ours.OURS))
+def test_ours_gives_the_right_embeddings(name: str, tiny: None) -> None:
+    documents = minilm.tokenize(CORPUS, TEXTS.first(36))
+    right = peers.alone(documents)
+    for dtype in ours.OURS[name].dtypes:
+        result = ours.OURS[name].build(documents, dtype, 1, "cpu")()
+        assert (1 - minilm.cosine(result.embeddings, right)).max() <= throughput.TOLERANCE[dtype]
+        assert result.kept is not None and result.kept.tolist() == [documents.tokens] * 3
+        assert throughput.kept_text(result.kept) == ""
