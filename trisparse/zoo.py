@@ -46,7 +46,10 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> Any:
 
 def weights_file(name: str) -> Path:
     """Where the weights of a name of `list_pretrained()` lie."""
-    return Path(_owners()[name].WEIGHTS) / f"{name}.safetensors"
+    owner = _owners()[name]
+    if hasattr(owner, "weights_file"):  # some lie in packages of their own
+        return Path(owner.weights_file(name))
+    return Path(owner.WEIGHTS) / f"{name}.safetensors"
 
 
 def _domains() -> list[ModuleType]:
