@@ -22,7 +22,9 @@ Network = TypeVar("Network", bound=nn.Module)
 TASKS = ("auto", "pool", "cls", "token")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Heads that read the state of every token.
-_TOKEN_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")  # fmt: skip
+_TOKEN_HEADS = (
+    "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,7 @@ def accelerate(
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
     if prune is not None and not parts.architecture.can_prune:
-        raise ValueError(
-            f"prune must be None for {model.config.model_type}: its attention depends on distances in rows"
-        )
+        raise ValueError(f"prune must be None for {type(model).__name__}: its attention depends on distances in rows")
     task = _task(model, prune, task)
     faster = _sharing_copy(model, _dtype(dtype, model))
     layers = optimize(faster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def _with_position_bias(
     """[1, T, H, D] where attention adds bias [1, H, S, S] by distance: sequence by sequence."""
     ends = batch.offsets.tolist()
     parts = []
-    for a, b in zip(ends[:-1], ends[1:]):
+    for a, b in pairwise(ends):
         n = b - a
         parts.append(
             nn.functional.scaled_dot_product_attention(

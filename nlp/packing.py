@@ -45,7 +45,7 @@ class Batch:
     shape: tuple[int, int]
     index: Tensor
     offsets: Tensor
-    causal: bool
+    causal: bool = False
     removal: Removal | None = None
     position_bias: Tensor | None = None
     cache: Any = None
@@ -58,10 +58,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass of a hooked network: packed, or padded as usual where `batch` is None."""
+    """A forward pass of a hooked network: packed, or padded as usual where `batch` is None.
+
+    Attributes:
+        mask: [B, S] bool of a padded pass over whole sequences, else None.
+    """
 
     owner: Packing
     batch: Batch | None
+    mask: Tensor | None = None
 
 
 # Of this thread or task, innermost.
@@ -120,11 +125,11 @@ class Packing:
     # The base model: from padded inputs to packed rows, and back.
 
     def _begin(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        batch, call = self._packed(base, args, kwargs)
-        _RUNNING.set((*_RUNNING.get(), _Pass(self, batch)))
-        return None if batch is None else ((), call)
+        begun, call = self._packed(base, args, kwargs)
+        _RUNNING.set((*_RUNNING.get(), begun))
+        return None if begun.batch is None else ((), call)
 
-    def _packed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Batch | None, Any]:
+    def _packed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Pass, Any]:
         bound = self._signature.bind(*args, **kwargs)
         call = {**bound.arguments}
         for name, parameter in self._signature.parameters.items():
@@ -138,12 +143,13 @@ class Packing:
         ids, embeds, mask = call.get("input_ids"), call.get("inputs_embeds"), call.get("attention_mask")
         given = ids if ids is not None else embeds
         if given is None or given.ndim < 2:
-            return None, None  # the network itself says what is wrong
+            return _Pass(self, None), None  # the network itself says what is wrong
         why_not = self._why_padded(base, call, given, mask)
         if why_not:
             if self.policy is not None:
                 raise ValueError(f"a pruned network cannot run here: {why_not}")
-            return None, None
+            whole = mask is not None and mask.shape == given.shape[:2]
+            return _Pass(self, None, mask.bool() if whole else None), None
         shape = (given.shape[0], given.shape[1])
         mask = (
             torch.ones(shape, dtype=torch.bool, device=given.device) if mask is None else mask.to(given.device).bool()
@@ -171,7 +177,7 @@ class Packing:
                 call["use_cache"] = False
         else:
             batch.cache = self._empty_cache(base, call)
-        return batch, call
+        return _Pass(self, batch), call
 
     def _why_padded(self, base: nn.Module, call: dict[str, Any], given: Tensor, mask: Tensor | None) -> str:
         """Why a pass must run on padded rows; empty where it can be packed."""
@@ -214,8 +220,10 @@ class Packing:
             if output is None:  # the pass failed
                 return None
             if batch is None:
-                self._told.set(None)
-                return None
+                live = running[-1].mask
+                told = None if live is None else _counts(Batch(live.shape, *pack(live, live)[1:]), self.parts.n_calls)
+                self._told.set(told)
+                return _with_counts(output, told)
             if self.parts.stack is base:
                 output = self._give_back(base, args, output)
             if batch.cache is not None:
