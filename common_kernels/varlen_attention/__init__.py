@@ -161,10 +161,6 @@ def _varlen_attention(
     bias: Tensor | None,
     queries: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _refer(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries)
-
-
-def _refer(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # type: ignore[no-untyped-def]
     out, lse = reference.varlen_attention(q, k, v, offsets, offsets_k, causal, window, scale, bias)
     sums = q.new_empty(0, dtype=torch.float32)
     if queries:
@@ -182,8 +178,6 @@ def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # typ
 
 @_varlen_attention.register_kernel("cuda")
 def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # type: ignore[no-untyped-def]
-    if q.dtype == torch.float64:
-        return _refer(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries)
     from common_kernels.varlen_attention import gpu
 
     out, lse = gpu.forward(q, k, v, offsets, offsets_k, causal, window, scale, bias)
@@ -215,18 +209,12 @@ def _varlen_attention_backward(
     scale: float,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _refer_backward(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias)
-
-
-def _refer_backward(grad, q, k, v, out, lse, *rest):  # type: ignore[no-untyped-def]
-    grads = reference.backward(grad, q, k, v, out, lse, *rest)
+    grads = reference.backward(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias)
     return *grads[:3], lse.new_empty(0) if grads[3] is None else grads[3]
 
 
 @_varlen_attention_backward.register_kernel("cuda")
 def _(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias):  # type: ignore[no-untyped-def]
-    if q.dtype == torch.float64:
-        return _refer_backward(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias)
     from common_kernels.varlen_attention import gpu
 
     grads = gpu.backward(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias)
@@ -264,13 +252,10 @@ def _(q, k, offsets, offsets_k, causal, window, scale, bias, queries, per_head):
 
 @_attention_column_sums.register_kernel("cuda")
 def _(q, k, offsets, offsets_k, causal, window, scale, bias, queries, per_head):  # type: ignore[no-untyped-def]
-    limit = None if queries < 0 else queries
-    if q.dtype == torch.float64:
-        return reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
     from common_kernels.varlen_attention import gpu
 
-    _, lse = gpu.forward(q, k, k, offsets, offsets_k, causal, window, scale, bias)
-    return gpu.column_sums(q, k, lse, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
+    limit = None if queries < 0 else queries
+    return gpu.column_sums(q, k, None, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
 
 
 @_attention_column_sums.register_fake

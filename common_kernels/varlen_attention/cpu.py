@@ -30,6 +30,7 @@ def forward(
         if not queries:
             return out, lse, torch.empty(0)
         return out, lse, reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, False, limit)
+    q, scale = _with_positive_scale(q, scale)
     if cpu_kernels.AVAILABLE:
         out, lse, sums = cpu_kernels.attend(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries)
     else:
@@ -56,11 +57,17 @@ def column_sums(
     limit = None if queries < 0 else queries
     if q.dtype == torch.float64:
         return reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
+    q, scale = _with_positive_scale(q, scale)
     if cpu_kernels.AVAILABLE:
         sums = cpu_kernels.attend(q, k, None, offsets, offsets_k, causal, window, scale, bias, queries)[2]
     else:
         sums = cpu_library.column_sums(q, k, None, offsets, offsets_k, causal, window, scale, bias, limit)
     return sums if per_head else _add_heads(sums)
+
+
+def _with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries that carry a scale of 0 or below: a score masked with -inf would not stay -inf under it."""
+    return (q, scale) if scale > 0 else (q * scale, 1.0)
 
 
 def _add_heads(sums: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from common_kernels.varlen_attention.cpu_simd import (
     transpose_block,
 )
 
-# Rows of queries whose scores over some hundred keys stay in the first-level cache; the tiles' rows divide it.
+# Rows of queries whose scores over some hundred keys stay in the caches near a core; the tiles' rows divide it.
 _BLOCK = 24
 # Tiles of 6 rows by 4 vectors and 12 by 2 hold 24 sums in registers.
 _SCORES, _VALUES = 6, 12
@@ -64,12 +64,10 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out [T, H, D], lse [H, T], column sums [Hkv, Tk]): without values no out and lse, with queries = 0 no sums.
 
-    queries: -1 for the sums over all queries, n >= 1 for their estimate from n of each segment.
+    queries: -1 for the sums over all queries, n >= 1 for their estimate from n of each segment. scale: above 0.
     """
     n_rows, heads, size = q.shape
     n_keys, kv_heads = k.shape[:2]
-    if scale <= 0:  # a masked score of -inf must stay -inf
-        q, scale = q * scale, 1.0
     bf16 = q.dtype == torch.bfloat16 and HAS_BF16_DOT and size % (2 * LANES) == 0
     tensors = [_prepared(x, torch.bfloat16 if bf16 else torch.float32) for x in (q, k, *([] if v is None else [v]))]
     padded = tensors[0].shape[2]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from common_kernels._checks import FLOATS
-from common_kernels.varlen_attention import attention_column_sums, reference, varlen_attention
+from common_kernels.varlen_attention import attention_column_sums, cpu_kernels, reference, varlen_attention
 
 LENGTHS = (0, 1, 2, 3, 7, 7, 33, 0, 200)
 LENGTHS_K = (3, 1, 5, 0, 9, 9, 40, 2, 150)
@@ -15,6 +15,16 @@ CASES = [
     pytest.param(*case, id="-".join(name for name, on in zip(("causal", "window", "gqa", "bias", "other"), case) if on))
     for case in itertools.product((False, True), (None, 5), (False, True), (False, True), (False, True))
 ]
+
+
+@pytest.fixture(params=["kernels", "library"])
+def implementation(request, monkeypatch):
+    """Both ways on a CPU: our kernels, where this processor has AVX-512, and torch's fused one."""
+    if request.param == "library":
+        monkeypatch.setattr(cpu_kernels, "AVAILABLE", False)
+    elif not cpu_kernels.AVAILABLE:
+        pytest.skip("the kernels are written for AVX-512")
+    return request.param
 
 
 def offsets_of(lengths, dtype=torch.int64):
@@ -53,6 +63,7 @@ def tolerance(dtype):
     return {torch.float32: 2e-6, torch.float64: 1e-12, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("causal", "window", "gqa", "bias", "other"), CASES)
 def test_matches_dense_float64(causal, window, gqa, bias, other, dtype):
@@ -71,6 +82,7 @@ def test_matches_dense_float64(causal, window, gqa, bias, other, dtype):
     torch.testing.assert_close(alone.double(), per_head, **close)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("size", [8, 24, 32, 64, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_head_sizes(size, dtype):
@@ -82,6 +94,7 @@ def test_head_sizes(size, dtype):
     torch.testing.assert_close(sums.double(), per_head.sum(0), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_matches_padded_library_attention(causal):
     lengths, size = (1, 2, 3, 7, 33, 200), 32
@@ -96,6 +109,7 @@ def test_matches_padded_library_attention(causal):
     torch.testing.assert_close(out, expected[real], rtol=0, atol=2e-6)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strided_views_as_models_hand_them(dtype):
     lengths = (5, 40, 7)
@@ -114,6 +128,7 @@ def test_strided_views_as_models_hand_them(dtype):
     assert torch.equal(varlen_attention(*last_strided, offsets_of(lengths)), out[0])
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_independent_of_batch_and_threads(dtype, causal):
@@ -137,6 +152,7 @@ def test_independent_of_batch_and_threads(dtype, causal):
         assert torch.equal(alone[0], results[0][0][here]) and torch.equal(alone[1], results[0][1][here])
 
 
+@pytest.mark.usefixtures("implementation")
 def test_importance_sums_to_heads_times_queries():
     q, k, v = inputs(LENGTHS, size=32)
     bias = torch.randn(len(k))
@@ -148,6 +164,7 @@ def test_importance_sums_to_heads_times_queries():
             torch.testing.assert_close(totals, 4.0 * torch.tensor(LENGTHS), rtol=2e-5, atol=0)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_estimate_is_the_scaled_sum_of_evenly_strided_queries(dtype):
     n, count = 50, 4
@@ -161,6 +178,7 @@ def test_estimate_is_the_scaled_sum_of_evenly_strided_queries(dtype):
     torch.testing.assert_close(alone, sums, rtol=1e-5 if dtype == torch.float32 else 1e-3, atol=0)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_decode_step():
     """One query at the end of long keys sees all of them, or the last `window`."""
     lengths_k = (1, 17, 300)
@@ -174,6 +192,7 @@ def test_decode_step():
     assert not torch.allclose(near[2], out[2])
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_queries_that_see_no_key_give_zeros(dtype):
     q, k, v = inputs((4, 2), (2, 2), dtype=dtype)
@@ -184,6 +203,7 @@ def test_queries_that_see_no_key_give_zeros(dtype):
     torch.testing.assert_close(sums, torch.tensor([float(sums[0]), 8 - float(sums[0]), 0, 0]))
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0)], ids=["no-segment", "empty", "two-empty"])
 def test_no_rows(lengths, dtype):
@@ -195,6 +215,7 @@ def test_no_rows(lengths, dtype):
     assert attention_column_sums(q, k, offsets_of(lengths), per_head=True).shape == (4, 0)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_keys_without_queries_and_queries_without_keys():
     q, k, v = (x.requires_grad_() for x in inputs((0, 3), (5, 0)))
     out, sums = varlen_attention(q, k, v, offsets_of((0, 3)), offsets_k=offsets_of((5, 0)), importance=True)
@@ -202,6 +223,7 @@ def test_keys_without_queries_and_queries_without_keys():
     assert not out.any() and sums.tolist() == [0] * 5 and not k.grad.any() and not q.grad.any()
 
 
+@pytest.mark.usefixtures("implementation")
 def test_large_scores_and_scale():
     q, k, v = inputs((70,), size=32)
     out = varlen_attention(q * 300, k * 300, v, offsets_of((70,)), scale=0.5)
@@ -209,6 +231,40 @@ def test_large_scores_and_scale():
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-3)
     assert torch.equal(varlen_attention(q, k, v, offsets_of((70,)), scale=32**-0.5),
                        varlen_attention(q, k, v, offsets_of((70,))))  # fmt: skip
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
+def test_any_scale_with_a_mask(scale):
+    lengths = (9, 70)
+    offsets = offsets_of(lengths)
+    q, k, v = inputs(lengths, size=32)
+    out, sums = varlen_attention(q, k, v, offsets, scale=scale, causal=True, importance=True)
+    expected, per_head = dense(q, k, v, None, offsets, offsets, True, None, scale)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(sums.double(), per_head.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nan_reaches_what_sees_it_and_nothing_else(dtype):
+    if not cpu_kernels.AVAILABLE and dtype != torch.float64:
+        pytest.skip("torch's fused kernel gives zeros for a NaN")
+    lengths = (20, 60, 20)
+    q, k, v = inputs(lengths, size=32, dtype=dtype)
+    q[25, 1], k[85, 2, 3] = torch.nan, torch.nan
+    out = varlen_attention(q, k, v, offsets_of(lengths)).isnan().all(-1)
+    expected = torch.zeros(100, 4, dtype=torch.bool)
+    expected[25, 1] = True
+    expected[80:, 2] = True
+    assert torch.equal(out, expected)
+
+
+def test_kernels_write_all_of_their_output(poisoned_memory):
+    q, k, v = inputs(LENGTHS, LENGTHS_K, size=48)
+    bias = torch.zeros(len(k))
+    out, sums = varlen_attention(q, k, v, offsets_of(LENGTHS), offsets_k=offsets_of(LENGTHS_K), causal=True, window=9,
+                                 bias=bias, importance=True)  # fmt: skip
+    assert bool(out.isfinite().all()) and bool(sums.isfinite().all())
 
 
 @pytest.mark.parametrize(("causal", "window", "gqa", "bias", "other"), CASES)
@@ -298,6 +354,7 @@ def test_compiles_as_one_graph():
         (dict(offsets=torch.tensor([0, 4, 3, 5])), "offsets must not fall, got 4 then 3 at segment 1"),
         (dict(offsets_k=torch.tensor([0, 2, 5])), r"offsets_k must be \[2\] like offsets, got int64 \[3\]"),
         (dict(offsets_k=torch.tensor([0, 6])), "offsets_k must begin with 0 and end with the 5 rows of k, got 0 and 6"),
+        (dict(scale=float("nan")), "scale must be a finite number, got nan"),
         (dict(window=0), "window must be None or at least 1, got 0"),
         (dict(bias=torch.zeros(4)), r"bias must be floating \[5\], one for each row of k, got float32 \[4\]"),
         (dict(bias=torch.zeros(5).int()), r"bias must be floating \[5\]"),
