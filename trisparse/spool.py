@@ -9,6 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 class Spool:
     """A file that is appended to, with a mark of how far the work has come after each piece.
@@ -48,19 +53,35 @@ class Spool:
         self.mark: dict[str, Any] | None = None
         self.found: Any = None
         start = {"settings": json.loads(json.dumps(settings)), "notes": json.loads(json.dumps(notes))}
-        end = 0
-        if not overwrite and self._progress.is_file() and self.partial.is_file():
-            end = self._resume(start["settings"])
-        if self.mark is None and self.path.exists() and not overwrite:
-            raise FileExistsError(f"{self.path} exists; --overwrite replaces it")
+        created = not self.partial.exists()
+        self._pieces = self.partial.open("a+b")
+        try:
+            self._lock()
+            end = 0
+            if not overwrite and self._progress.is_file():
+                end = self._resume(start["settings"])
+            if self.mark is None and self.path.exists() and not overwrite:
+                raise FileExistsError(f"{self.path} exists; --overwrite replaces it")
+        except BaseException:
+            self._pieces.close()
+            if created:
+                self.partial.unlink()
+            raise
+        self._pieces.truncate(end)
         marks = [start] if self.mark is None else [start, {"bytes": end, "mark": self.mark}]
         rewritten = self._progress.with_name(self._progress.name + ".new")
-        self._pieces = self.partial.open("r+b" if end else "w+b")
-        self._pieces.truncate(end)
-        self._pieces.seek(end)
         rewritten.write_text("".join(json.dumps(mark) + "\n" for mark in marks), encoding="utf-8")
         os.replace(rewritten, self._progress)
         self._marks = self._progress.open("a", encoding="utf-8")
+
+    def _lock(self) -> None:
+        """Two runs would write into each other's pieces. The lock goes with the process, however that ends."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._pieces, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(f"{self.partial} is being written by another run") from None
 
     def _resume(self, wanted: dict[str, Any]) -> int:
         """Where the pieces of the last whole mark end."""

@@ -29,6 +29,7 @@ from trisparse.stopping import Stop, stopping
 # A process that is killed loses no more than this much finished work.
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 4096
+FLUSH_CHARACTERS = 1 << 22
 TOO_LONG = "longer than the model reads; --overflow truncate or --overflow split goes on"
 
 
@@ -146,7 +147,10 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
             except KeyboardInterrupt:
                 with stop.later(again=False):
                     worker.flush()
-                _say_stopped(spool, state, overwrite)
+                _say_stopped(spool, overwrite)
+                raise
+            except Exception:
+                _say_stopped(spool, overwrite)
                 raise
             tokens = state.answered["tokens"] - before
             seconds = time.perf_counter() - started
@@ -184,7 +188,7 @@ class _Worker:
         self._head = sink.head if spool is not None and spool.mark is None else b""
         self._refused: set[int] = set()
         self._flushed = self._began = time.perf_counter()
-        self._tokens = 0
+        self._tokens = self._characters = 0
 
     def work(self, chunk: Sequence[tuple[int, Document]], model: Model, stop: Stop, bar: tqdm) -> None:
         """Answer a list of documents."""
@@ -222,8 +226,10 @@ class _Worker:
             self._refuse(i, document, TOO_LONG)
             return
         self._pending.append((i, document, answer))
+        self._characters += len(document.text)
         now = time.perf_counter()
-        if now - self._flushed > FLUSH_SECONDS or len(self._pending) >= FLUSH_ROWS:
+        many = len(self._pending) >= FLUSH_ROWS or self._characters >= FLUSH_CHARACTERS
+        if many or now - self._flushed > FLUSH_SECONDS:
             with stop.later():
                 self.flush()
             rate = self._tokens / (now - self._began)
@@ -248,6 +254,7 @@ class _Worker:
                 rows=1, tokens=answer.tokens, truncated=bool(answer.truncated), empty=not document.text.strip()
             )
         self._pending.clear()
+        self._characters = 0
         if last:
             self._advance(len(self._feed.sources))
         self._state.digest = self._digest.hexdigest()
@@ -303,13 +310,13 @@ def _complain(message: str) -> None:
     sys.stderr.flush()
 
 
-def _say_stopped(spool: Spool | None, state: State, overwrite: bool) -> None:
+def _say_stopped(spool: Spool | None, overwrite: bool) -> None:
     """A word on what a stopped run leaves behind."""
     if spool is None:
         return
-    if not state.answered["rows"]:
+    if spool.mark is None:
         print("\nstopped before anything was done", file=sys.stderr)
         return
     again = "the same command without --overwrite" if overwrite else "the same command"
-    rows = f"{state.answered['rows']:,} rows"
+    rows = f"{State.of(spool.mark).answered['rows']:,} rows"
     print(f"\nstopped; {again} goes on ({spool.partial} holds {rows})", file=sys.stderr)

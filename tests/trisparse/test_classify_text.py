@@ -97,7 +97,9 @@ def test_a_stopped_run_goes_on(
     stub.stop_after = None
     if stop_after:
         partial = tmp_path / f"{out.name}.partial"
-        partial.write_bytes(partial.read_bytes() + b"half a ro")  # as a crash in writing leaves it
+        progress = tmp_path / f"{out.name}.progress"
+        for path in (partial, progress):  # as a crash in writing leaves them
+            path.write_bytes(path.read_bytes() + b'{"bytes": 12')
     assert trisparse(*command).exit_code == 0
     check(out, str(table))
     assert stub.seen == LINES

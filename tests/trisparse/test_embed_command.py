@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from trisparse import feed, sinks, sources, texts
+from trisparse.spool import Spool
 
 from .texts import SIZE, Stub, answer, start
 
@@ -354,6 +355,46 @@ def test_writing_needs_pyarrow(trisparse: Run, text: Path, tmp_path: Path, monke
 def test_debug_shows_the_traceback(trisparse: Run, tmp_path: Path) -> None:
     result = trisparse("embed", tmp_path / "none.txt", "-o", tmp_path / "o.parquet", "--debug")
     assert result.exit_code == 2 and "Traceback" in result.stderr and "none.txt: no such file" in result.stderr
+
+
+def test_a_model_that_breaks(
+    trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "FLUSH_ROWS", 4)
+    out = tmp_path / "out.parquet"
+    stub.stop_after, stub.error = 11, RuntimeError("out of memory")
+    result = trisparse("embed", text, "-o", out)
+    assert str(result.exception) == "out of memory" and "goes on" in result.stderr and "holds 8 rows" in result.stderr
+    stub.stop_after = None
+    assert trisparse("embed", text, "-o", out).exit_code == 0
+    check(out, expected(LINES))
+
+
+def test_two_runs_at_once(trisparse: Run, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt), Spool(out, {}):
+        for overwrite in ([], ["--overwrite"]):
+            fails(
+                trisparse("embed", text, "-o", out, *overwrite), "out.parquet.partial is being written by another run"
+            )
+        raise KeyboardInterrupt
+    assert trisparse("embed", text, "-o", out).exit_code == 0
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to tell a process's peak of memory")
+    line = json.dumps({"text": "lorem ipsum " * 2000}) + "\n"
+    peaks = []
+    for megabytes in (1, 60):
+        path = tmp_path / f"{megabytes}.jsonl"
+        path.write_text(line * (megabytes * 1_000_000 // len(line)))
+        with start("embed", path, "-o", tmp_path / f"{megabytes}.parquet") as process:
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        peaks.append(int(errors.split()[-1]))
+    assert peaks[1] - peaks[0] < 30, f"MiB for 1 and 60 MB: {peaks}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -48,6 +48,7 @@ class Stub:
     seconds = 0.0
     ahead = 1
     stop_after: int | None = None
+    error: BaseException = KeyboardInterrupt()
     loaded: list[dict[str, Any]] = []  # noqa: RUF012
     seen: list[str] | None = []  # noqa: RUF012
 
@@ -71,13 +72,13 @@ class Stub:
         while waiting:
             yield self._answer(waiting.pop(0))
         if cls.stop_after is not None and cls.stop_after <= 0:
-            raise KeyboardInterrupt
+            raise self.error
 
     def _answer(self, text: str) -> Answer:
         cls = type(self)
         if cls.stop_after is not None:
             if cls.stop_after <= 0:
-                raise KeyboardInterrupt
+                raise self.error
             cls.stop_after -= 1
         if text == "no meaning":
             raise ValueError("texts[3] has no token")
@@ -88,7 +89,7 @@ class Stub:
         return answer(text, self.max_length)
 
 
-PROGRAM = """
+PROGRAM = r"""
 import re, sys, types
 from tests.trisparse.texts import Stub
 from trisparse import texts
