@@ -202,7 +202,7 @@ def _weigh(
             stop = min(stop, position + window)
         if start > low:
             line[: min(start - low, vectors * 16)] = -np.inf
-        if stop < low + vectors * 16:
+        if stop < min(n_k, low + vectors * 16):  # beyond the keys, the bias is -inf
             line[max(stop - low, 0) : vectors * 16] = -np.inf
         bias = key_bias.ctypes.data + low * 4
         if bf16:
