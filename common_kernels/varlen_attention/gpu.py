@@ -110,7 +110,7 @@ def backward(
     """
     if q.dtype == torch.float64:
         return reference.backward(grad_out, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias)
-    (n_rows, n_heads, head_dim), (n_keys, n_heads_k) = q.shape, k.shape[:2]
+    (n_rows, n_heads), (n_keys, n_heads_k) = q.shape[:2], k.shape[:2]
     grad_out, out, q, k, v = (_rows(x) for x in (grad_out, out, q, k, v))
     lse, bias = lse.contiguous(), None if bias is None else bias.contiguous()
     offsets, offsets_k, max_length_k = _segments(offsets, offsets_k, max_length, max_length_k)
@@ -198,7 +198,7 @@ def column_sums(
         return reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, per_head, queries)
     if lse is None:
         lse = log_sums(q, k, offsets, offsets_k, causal, window, scale, bias, queries=queries)
-    (n_rows, n_heads, head_dim), (n_keys, n_heads_k) = q.shape, k.shape[:2]
+    (n_rows, n_heads), (n_keys, n_heads_k) = q.shape[:2], k.shape[:2]
     q, k, lse, bias = _rows(q), _rows(k), lse.contiguous(), None if bias is None else bias.contiguous()
     offsets, offsets_k, max_length_k = _segments(offsets, offsets_k, None, max_length_k)
     out = lse.new_empty(n_heads_k, n_keys) if out is None else out
@@ -247,7 +247,7 @@ def _launch_forward(
     max_length: int | None,
     config: LaunchConfig | None,
 ) -> None:
-    (n_rows, n_heads, head_dim), (n_keys, n_heads_k) = q.shape, k.shape[:2]
+    (n_rows, n_heads), (n_keys, n_heads_k) = q.shape[:2], k.shape[:2]
     config = config or _config("forward", q)
     n_tiles, each = gpu_launch.tiles(n_rows, len(offsets) - 1, config.block_m, max_length)
     if not n_tiles:

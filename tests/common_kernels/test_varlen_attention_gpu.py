@@ -1,4 +1,4 @@
-"""The GPU's varlen attention: values in the interpreter (or on a GPU) against dense float64, launch parameters."""
+"""The GPU's varlen attention: values in the interpreter (or on a GPU) against dense float64."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.common_kernels.interpreter import exact_bf16_products
 
 # The interpreter rounds fp32 to bf16 towards zero, so the whole last bit may differ.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-LENGTHS = (7, 0, 33, 1, 70, 2, 3, 0)
+LENGTHS = (7, 0, 33, 1, 40, 2)
 # Other lengths of the keys: fewer and more than queries, none for some queries, some for no query.
-LENGTHS_K = (3, 5, 70, 1, 34, 0, 9, 0)
+LENGTHS_K = (3, 5, 50, 1, 34, 0)
 SMALL = LaunchConfig(16, 16, 4, 2)
 
 
@@ -43,8 +43,8 @@ def padded_by_nan(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
 class Problem:
     """Random operands, and the results of dense attention over the whole batch in float64."""
 
-    heads: int = 2
-    heads_k: int = 2
+    heads: int = 1
+    heads_k: int = 1
     head_dim: int = 16
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
@@ -165,45 +165,56 @@ def assert_close(got: Tensor, expected: Tensor, tolerance: float, name: str = ""
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"heads": 2, "heads_k": 2},
     "causal": {"causal": True},
     "window": {"window": 9},
     "window of one": {"window": 1, "lengths": (5, 20)},
     "wide window": {"window": 1000, "causal": True},
-    "causal window": {"causal": True, "window": 20},
-    "bias": {"with_bias": True},
+    "causal window": {"causal": True, "window": 20, "heads": 2, "heads_k": 2},
+    "bias": {"with_bias": True, "heads": 2, "heads_k": 2},
     "groups": {"heads": 4, "heads_k": 2, "causal": True, "with_bias": True},
     "one head of keys": {"heads": 3, "heads_k": 1, "window": 33},
     "other keys": {"lengths_k": LENGTHS_K, "with_bias": True},
-    "other keys, causal": {"lengths_k": LENGTHS_K, "causal": True, "with_bias": True, "heads": 4},
+    "other keys, causal": {"lengths_k": LENGTHS_K, "causal": True, "with_bias": True, "heads": 2},
     "other keys, window": {"lengths_k": LENGTHS_K, "window": 9},
     "other keys, causal window": {"lengths_k": LENGTHS_K, "causal": True, "window": 9},
     "negative scale": {"scale": -0.7, "causal": True},
 }
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, block_m=32), replace(SMALL, block_n=64)], ids=str)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("poisoned_memory")
-def test_values(case: str, config: LaunchConfig, kernel_device: str, guarded_empty: Callable[..., Tensor]) -> None:
-    """Many blocks: whole ones, and those at the edges of segment, triangle and window."""
+def test_values(case: str, kernel_device: str, guarded_empty: Callable[..., Tensor]) -> None:
+    """Many blocks: whole ones, and those at the edges of segment, triangle and window; tall and wide ones in turn."""
     problem = Problem(device=kernel_device, **CASES[case])
     n_rows = sum(problem.lengths)
     out = guarded_empty(n_rows, problem.heads, problem.head_dim, device=kernel_device)
     lse = guarded_empty(problem.heads, n_rows, device=kernel_device)
+    config = (SMALL, replace(SMALL, block_m=32), replace(SMALL, block_n=32))[list(CASES).index(case) % 3]
     got = problem.run(config, out=out, lse=lse)
     assert got["out"] is out and got["lse"] is lse
     problem.check(got)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head_dim", [16, 20, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(16, torch.bfloat16), (20, torch.float32), (32, torch.float16), (64, torch.float32), (64, torch.bfloat16),
+     (80, torch.float16), (96, torch.bfloat16), (128, torch.float16), (256, torch.float32), (256, torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.usefixtures("poisoned_memory")
 def test_head_dims_and_dtypes(head_dim: int, dtype: torch.dtype, kernel_device: str) -> None:
     """With the blocks that `launch_config` chooses."""
     scale = head_dim**-0.5
     problem = Problem(
-        head_dim=head_dim, dtype=dtype, device=kernel_device, causal=head_dim % 32 > 0, scale=scale, lengths=(70, 0, 5)
+        heads=2,
+        heads_k=1,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=kernel_device,
+        causal=head_dim % 32 > 0,
+        scale=scale,
+        lengths=(70, 0, 5) if head_dim < 256 else (33, 2),
     )
     problem.check(problem.run())
     from common_kernels.varlen_attention import gpu
@@ -213,14 +224,16 @@ def test_head_dims_and_dtypes(head_dim: int, dtype: torch.dtype, kernel_device: 
     assert_close(sums, problem.expected_sums(), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name not in ("plain", "negative scale")])
+@pytest.mark.parametrize(
+    "case", ["causal window", "window", "groups", "other keys", "other keys, causal", "other keys, window"]
+)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_column_sums(case: str, kernel_device: str, guarded_empty: Callable[..., Tensor]) -> None:
     from common_kernels.varlen_attention import gpu
 
     problem = Problem(device=kernel_device, **CASES[case])
     _, lse = gpu.forward(problem.q, problem.k, problem.v, *problem.options)
-    for queries in (None, 1, 5, 40):
+    for queries in (None, 1, 5):
         expected = problem.expected_sums(queries)
         out = guarded_empty(*expected.shape, device=kernel_device)
         rest: tuple[Any, ...] = (*problem.options, True, queries)
@@ -229,7 +242,7 @@ def test_column_sums(case: str, kernel_device: str, guarded_empty: Callable[...,
 
 
 @pytest.mark.parametrize("queries", [None, 4, 1000])
-@pytest.mark.parametrize("case", ["causal", "groups", "other keys, causal"])
+@pytest.mark.parametrize("case", ["causal", "other keys, causal"])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_column_sums_without_a_forward_pass(case: str, queries: int | None, kernel_device: str) -> None:
     """The log-sum-exp is computed of the queries that count, and stays NaN elsewhere."""
@@ -247,7 +260,7 @@ def test_column_sums_count_every_query_once(kernel_device: str) -> None:
     """The probabilities of a query add up to one, so those of a segment add up to its queries."""
     from common_kernels.varlen_attention import gpu
 
-    problem = Problem(device=kernel_device, causal=True, window=20, heads=4)
+    problem = Problem(device=kernel_device, causal=True, window=20, heads=2, heads_k=1)
     for queries in (None, 3):
         sums = gpu.column_sums(problem.q, problem.k, None, *problem.options, queries=queries)
         totals = [part.sum().item() for part in sums.split(list(problem.lengths))]
@@ -260,11 +273,11 @@ def test_strided_operands(layout: str, kernel_device: str) -> None:
     """q, k and v may be views of one projection; every operand has strides of its own."""
     from common_kernels.varlen_attention import gpu
 
-    problem = Problem(device=kernel_device, causal=True, heads=4, heads_k=2, head_dim=20)
+    problem = Problem(device=kernel_device, causal=True, heads=2, heads_k=1, head_dim=20, lengths=(20, 0, 3))
     if layout == "packed":
         packed = torch.cat([problem.q, problem.k, problem.v], 1)
-        problem.q, problem.k, problem.v = packed.split([4, 2, 2], 1)
-        problem.grad = torch.randn(sum(LENGTHS), 20, device=kernel_device)[:, None].expand(-1, 4, -1)
+        problem.q, problem.k, problem.v = packed.split([2, 1, 1], 1)
+        problem.grad = torch.randn(23, 20, device=kernel_device)[:, None].expand(-1, 2, -1)
     else:
         for number, name in enumerate(("q", "k", "v", "grad")):
             x = getattr(problem, name)
@@ -275,7 +288,7 @@ def test_strided_operands(layout: str, kernel_device: str) -> None:
             else:
                 x = x.transpose(0, 2).contiguous().transpose(0, 2)
             setattr(problem, name, x)
-        assert not problem.k.is_contiguous()
+        assert not problem.q.is_contiguous()
     got = problem.run(SMALL)
     problem.check(got)
     out = got["out"].transpose(0, 1).contiguous().transpose(0, 1)
@@ -285,15 +298,14 @@ def test_strided_operands(layout: str, kernel_device: str) -> None:
     assert_close(gpu.column_sums(problem.q, problem.k, lse, *problem.options, True), problem.expected_sums(), 1e-5)
 
 
-@pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_search_in_several_steps(width: int, kernel_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_in_several_steps(kernel_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step reads as many offsets as the search is wide; empty segments in a row, long ones, a single one."""
     from common_kernels.varlen_attention import gpu
 
-    monkeypatch.setattr(gpu, "SEARCH_WIDTH", width)
-    for lengths in ([0, 0, 0, 40, 16, 0, 1, 0, 17, 2, 0, 0, 33, 3, 0, 0, 0, 0, 16], [50], [0, 0, 0, 0, 0, 9]):
-        problem = Problem(device=kernel_device, lengths=lengths, heads=1, heads_k=1, with_bias=True)
+    monkeypatch.setattr(gpu, "SEARCH_WIDTH", 2)
+    for lengths in ([0, 0, 20, 16, 0, 1, 0, 17, 0, 0, 3, 0, 0, 0, 16], [40], [0, 0, 0, 9]):
+        problem = Problem(device=kernel_device, lengths=lengths, with_bias=True)
         problem.check(problem.run(SMALL))
 
 
@@ -315,28 +327,29 @@ def test_max_length_is_used_where_it_saves() -> None:
     assert gpu_launch.tiles(0, 3, 64, 0)[0] == 0
 
 
-@pytest.mark.parametrize("max_length", [1, 16, 33, 70, 500])
+@pytest.mark.parametrize("max_length", [1, 40, 500])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_max_length_does_not_change_a_bit(max_length: int, kernel_device: str) -> None:
     """Neither where it is right nor where segments are longer than it says."""
-    problem = Problem(device=kernel_device, causal=True, with_bias=True, lengths=(33, 70, 0, 40))
+    problem = Problem(device=kernel_device, causal=True, with_bias=True, lengths=(33, 40, 0, 37))
     plain = problem.run(SMALL)
     for name, value in problem.run(SMALL, max_length).items():
         assert torch.equal(value, plain[name]), name
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["", "causal"])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("causal", [False, True], ids=["whole", "causal"])
 def test_a_segment_alone_has_the_same_bits(causal: bool, kernel_device: str) -> None:
     """Whatever else is in the batch, NaN included."""
-    problem = Problem(device=kernel_device, causal=causal, window=40, with_bias=True)
+    problem = Problem(device=kernel_device, causal=causal, window=30, with_bias=True)
     batch = problem.run(SMALL)
-    begin, end = 8 + 33, 8 + 33 + 70
+    begin, end = 41, 81
     rows = slice(begin, end)
     for name in ("q", "k", "v", "grad"):
         x = getattr(problem, name)
         x[:begin], x[end:] = torch.nan, torch.nan
     among_nan = problem.run(SMALL)
-    alone = Problem(device=kernel_device, causal=causal, window=40, with_bias=True, lengths=(70,))
+    alone = Problem(device=kernel_device, causal=causal, window=30, with_bias=True, lengths=(40,))
     for name in ("q", "k", "v", "grad", "bias"):
         setattr(alone, name, getattr(problem, name)[rows])
     for name, value in alone.run(SMALL).items():
@@ -345,7 +358,7 @@ def test_a_segment_alone_has_the_same_bits(causal: bool, kernel_device: str) -> 
 
 
 def test_repeated_runs_are_equal(kernel_device: str) -> None:
-    problem = Problem(device=kernel_device, dtype=torch.float16, heads=4, with_bias=True)
+    problem = Problem(device=kernel_device, dtype=torch.float16, with_bias=True, heads=2)
     first, second = problem.run(), problem.run()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -367,6 +380,7 @@ def test_keys_of_no_weight(kernel_device: str) -> None:
     assert (sums[10:30] == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_nan_stays_in_its_query(kernel_device: str) -> None:
     problem = Problem(device=kernel_device)
     clean = problem.run(SMALL)
@@ -374,7 +388,7 @@ def test_nan_stays_in_its_query(kernel_device: str) -> None:
     got = problem.run(SMALL)
     rows = torch.arange(sum(LENGTHS), device=kernel_device) != 45
     assert got["out"][45].isnan().all() and torch.equal(got["out"][rows], clean["out"][rows])
-    assert got["dk"][41:111].isnan().all(), "every key of that segment sees the query"
+    assert got["dk"][41:81].isnan().all(), "every key of that segment sees the query"
 
 
 @pytest.mark.parametrize(("lengths", "lengths_k"), [((), ()), ((0, 0), (0, 0)), ((0, 0), (3, 0)), ((3, 2), (0, 0))])
@@ -396,8 +410,8 @@ def test_offsets_beyond_the_rows_are_cut_off(kernel_device: str, guarded_empty: 
 
     problem = Problem(device=kernel_device, lengths=(20, 30))
     wrong = torch.tensor([-5, 20, 90], device=kernel_device)
-    out = guarded_empty(50, 2, 16, device=kernel_device)
-    lse = guarded_empty(2, 50, device=kernel_device)
+    out = guarded_empty(50, 1, 16, device=kernel_device)
+    lse = guarded_empty(1, 50, device=kernel_device)
     gpu.forward(problem.q, problem.k, problem.v, wrong, None, False, None, 0.3, None, config=SMALL, out=out, lse=lse)
     assert_close(out, problem.expected()["out"], 1e-5)
 
@@ -417,7 +431,7 @@ def test_float64_runs_on_the_reference(kernel_device: str) -> None:
 
 def test_too_wide_heads_are_refused(kernel_device: str) -> None:
     problem = Problem(device=kernel_device, head_dim=272, lengths=(2,))
-    with pytest.raises(ValueError, match=r"up to 256 channels, got q \[2, 2, 272\]"):
+    with pytest.raises(ValueError, match=r"up to 256 channels, got q \[2, 1, 272\]"):
         problem.run()
 
 
