@@ -77,7 +77,7 @@ class Feed:
         self.counts: dict[int, Counter[str]] = {}
         self.digest = hashlib.blake2b(digest_size=16)
         self._log = Log()
-        self._at = state.file
+        self._at = min(state.file, len(sources) - 1)
         self._sizes = [source.fingerprint() for source in sources]
         self._reading = reading
         self._start = state.file
@@ -112,7 +112,9 @@ class Feed:
         sizes = [size[0] for size in self._sizes if size is not None]
         if len(sizes) < len(self.sources) or not sum(sizes):
             return ""
-        return f", {(sum(sizes[: self._at]) + self._log.position) / sum(sizes):.0%} read"
+        closed = self._log.handle is not None and self._log.handle.closed
+        current = sizes[self._at] if closed else self._log.position
+        return f", {(sum(sizes[: self._at]) + current) / sum(sizes):.0%} read"
 
     def _skip(self, documents: Iterator[Document], name: str) -> None:
         """Past what an unfinished run has answered, which must be what it was."""

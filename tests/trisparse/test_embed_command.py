@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet as pq
 
 from trisparse import feed, sinks, sources, texts
+from trisparse.reading import Reading
 from trisparse.spool import Spool
 
 from .texts import SIZE, Stub, answer, start
@@ -290,6 +291,15 @@ def test_an_older_file_stays(trisparse: Run, text: Path, tmp_path: Path, stub: t
     check(out, expected(LINES))
     stopped(trisparse, stub, "embed", text, "-o", out, "--overwrite", after=0)
     fails(trisparse("embed", text, "-o", out), "exists")
+
+
+def test_the_share_that_was_read(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x" * 9 + "\n")
+    found = feed.Feed(sources.plan([str(tmp_path)]), Reading(), feed.State(), print)
+    shares = [found.share() for _ in found]
+    assert shares == [", 50% read", ", 100% read"] and found.share() == ", 100% read"
+    assert feed.Feed(sources.plan(["-"]), Reading(), feed.State(), print).share() == ""
 
 
 def test_row_groups(trisparse: Run, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
