@@ -36,6 +36,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks pointcloud $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks video $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks nlp $(BENCH_ARGS)
 
 # The demonstration networks again, from nothing, with their held-out measurements: simulated sweeps, moving digits.
 train: $(STAMP)
@@ -54,5 +55,5 @@ clean:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[pointcloud,video,onnx,train,clips,bench,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[pointcloud,video,nlp,onnx,train,clips,texts,bench,dev]' --constraint constraints.txt
 	touch $@

@@ -1,12 +1,51 @@
-"""Language encoders that skip padding and unimportant tokens: not built yet, this is where it will live.
+"""Language models that skip padding and unimportant tokens: packed encoders, pruning that removes, a pruned cache."""
 
-Packed encoders from Hugging Face models (`accelerate`, `restore`, `compare`), token and head pruning (`Cascade`,
-`Threshold`, `Mass`, `Merge`, `calibrate`, `finetune`), length-aware batches from a stream (`Packer`) and pruning of the
-key-value cache for `generate` (`PrunedCache`).
+from typing import TYPE_CHECKING, Any
 
-It will use, from `common_kernels`: `varlen_attention` for exact attention without padding and the column sums that
-score tokens, `ragged_topk` and `compact` for kept tokens, `gather_rows` and `scatter_add_rows` to pack and unpack rows,
-`segment_reduce` for token merging and pooled outputs, `gather_gemm` for projections of kept rows.
-"""
+from nlp.accelerate import Acceleration, Agreement, accelerate, compare, packed, restore
+from nlp.cache import HeavyHitters, Recent, SnapKV
+from nlp.cards import ModelCard
+from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
+from nlp.embedder import Embedder, Embedding
+from nlp.packer import BatchError, Packer
+from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
+from nlp.quantize import Quantized, quantize
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from nlp.cache import PrunedCache
+
+__all__ = [
+    "Acceleration",
+    "Agreement",
+    "BatchError",
+    "Embedder",
+    "Embedding",
+    "EmbeddingClassifier",
+    "HeavyHitters",
+    "ModelCard",
+    "Packer",
+    "PrunedCache",
+    "Quantized",
+    "Recent",
+    "SnapKV",
+    "TextAnswer",
+    "TextClassifier",
+    "accelerate",
+    "compare",
+    "list_pretrained",
+    "load_pretrained",
+    "load_tokenizer",
+    "packed",
+    "quantize",
+    "restore",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A subclass of transformers' Cache, which loads transformers.
+    if name != "PrunedCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nlp import cache
+
+    return cache.PrunedCache

@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 KERNEL_LIBRARIES = {"torch", "numba", "llvmlite", "triton", "numpy"}
 # Loaded where they are used, never by `import package`.
 OPTIONAL = {
-    "av", "cumm", "decord", "laspy", "lazrs", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn",
-    "spconv", "torchcodec", "transformers", "triton",
+    "av", "ctranslate2", "cumm", "decord", "laspy", "lazrs", "matplotlib", "onnx", "onnxruntime", "onnxscript",
+    "pyarrow", "ray", "sentence_transformers", "sklearn", "spconv", "tokenizers", "torchcodec", "transformers",
+    "triton",
 }  # fmt: skip
 # Files of common_kernels that may import the compilers.
 COMPILER_FILES = {
@@ -43,7 +44,7 @@ COMPILER_FILES = {
 CONTRACT: dict[str, set[str]] = {
     "common_kernels": {
         "CoordinateTable", "KernelMap", "channel_shift", "compact", "gather_gemm", "gather_rows", "kernel_map",
-        "scatter_add_rows", "segment_reduce",
+        "ragged_topk", "scatter_add_rows", "segment_reduce", "varlen_attention",
     },
     "pointcloud": {
         *(f"{name}{n}d" for n in (1, 2, 3, 4) for name in (
@@ -60,7 +61,10 @@ CONTRACT: dict[str, set[str]] = {
     "video.models": {"TSM"},
     "video.delta": {"accelerate", "calibrate"},
     "video.skip": {"calibrate"},
-    "nlp": set(),
+    "nlp": {
+        "Cascade", "Mass", "Merge", "Packer", "PrunedCache", "Threshold", "accelerate", "calibrate", "compare",
+        "finetune", "list_pretrained", "load_pretrained", "restore",
+    },
     "trisparse": {"list_pretrained", "load_pretrained"},
 }  # fmt: skip
 

@@ -22,10 +22,14 @@ from common_kernels.gather_rows import gather_rows, scatter_add_rows
 from common_kernels.gather_rows import reference as gather_rows_reference
 from common_kernels.kernel_map import kernel_map
 from common_kernels.kernel_map import reference as kernel_map_reference
+from common_kernels.ragged_topk import ragged_topk
+from common_kernels.ragged_topk import reference as ragged_topk_reference
 from common_kernels.segment_reduce import reference as segment_reduce_reference
 from common_kernels.segment_reduce import segment_reduce
 from common_kernels.shift_gemm import reference as shift_gemm_reference
 from common_kernels.shift_gemm import shift_gemm
+from common_kernels.varlen_attention import reference as varlen_attention_reference
+from common_kernels.varlen_attention import varlen_attention
 from trisparse import machine, text
 from trisparse.progress import compiling
 from trisparse.zoo import list_pretrained
@@ -186,6 +190,31 @@ def _check_update(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple
     return check
 
 
+def _segments(device: str) -> Tensor:
+    return torch.tensor([0, 1, 1, 40, 173, 240], device=device)
+
+
+def _check_topk(device: str) -> tuple[str, bool]:
+    score = torch.rand(240, generator=torch.Generator().manual_seed(4)).to(device)
+    offsets = _segments(device)
+    keep = offsets.diff() // 2
+    found, expected = ragged_topk(score, offsets, keep), ragged_topk_reference.ragged_topk(score, offsets, keep)
+    return _equal(found[0], expected[0])
+
+
+def _check_attention(dtype: torch.dtype, tolerance: float) -> Callable[[str], tuple[str, bool]]:
+    def check(device: str) -> tuple[str, bool]:
+        shape = (3, 240, 4, 32)
+        q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(device, dtype)
+        offsets = _segments(device)
+        expected, _ = varlen_attention_reference.varlen_attention(q.double(), k.double(), v.double(), offsets)
+        out = varlen_attention(q, k, v, offsets)
+        assert isinstance(out, Tensor)
+        return _close(out, expected, tolerance)
+
+    return check
+
+
 CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
     "gather_rows": _check_gather,
     "scatter_add_rows": _check_scatter,
@@ -199,6 +228,9 @@ CHECKS: dict[str, Callable[[str], tuple[str, bool]]] = {
     "shift_gemm": _check_shift_gemm,
     "conv_update fp32": _check_update(torch.float32, 1e-5),
     "conv_update bf16": _check_update(torch.bfloat16, 1e-2),
+    "ragged_topk": _check_topk,
+    "attention fp32": _check_attention(torch.float32, 1e-5),
+    "attention bf16": _check_attention(torch.bfloat16, 1e-2),
 }
 
 
