@@ -48,7 +48,7 @@ def examine() -> bool:
     print("\noptional packages")
     for name, version in machine.optional_packages().items():
         missing = f"missing: pip install 'trisparse[{machine.OPTIONAL[name]}]'"
-        print(f"  {name:<12}{version or missing}")
+        print(f"  {name:<22}{version or missing}")
     print(f"\npretrained\n  {', '.join(list_pretrained()) or 'none'}")
 
     print("\nkernels against their references")

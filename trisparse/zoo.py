@@ -22,7 +22,8 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> Any:
     """A network with its weights, in evaluation mode, its model card as attribute `card`.
 
     Args:
-        name_or_path: a name of `list_pretrained()`, or a weights file written by a domain's `save_pretrained`.
+        name_or_path: a name of `list_pretrained()`, a weights file written by a domain's `save_pretrained`, or a folder
+            that holds a Hugging Face language model.
 
     Raises:
         ValueError: an unknown name (the message lists close ones), or a file that no domain reads.
@@ -31,6 +32,10 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> Any:
     owners = _owners()
     if name in owners:
         return owners[name].load_pretrained(name)
+    if (Path(name) / "config.json").is_file():
+        from nlp.pretrained import load_pretrained as load_language_model
+
+        return load_language_model(name)
     if not Path(name).is_file():
         close = difflib.get_close_matches(name, owners, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -78,6 +78,17 @@ def test_a_folder_is_no_network(named: Path) -> None:
         trisparse.load_pretrained(named)
 
 
+def test_a_folder_of_a_language_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    model = trisparse.load_pretrained(tmp_path)
+    assert type(model) is transformers.BertModel and not model.training
+    assert model.card.architecture == "BertModel"
+
+
 def test_foreign_file(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="is not a safetensors file"):
