@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+PROTECTED = ("cls", "sep", "sinks", "recent")
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Live:
     """The tokens alive before a layer, T of them in B sequences, one behind the other without padding.
 
     Attributes:
-        layer: number of the layer that comes next, from 1.
+        layer: number of the layer that comes next, from 0; never 0 itself, as nothing was measured before it.
         n_layers: layers of the network.
         offsets: [B + 1] int64, where each sequence begins.
         original: [B] int64, the length of each sequence before the first layer.
@@ -46,6 +49,22 @@ class Live:
         """[B] int64, tokens alive in each sequence."""
         return self.offsets.diff()
 
+    def sequence(self) -> Tensor:
+        """[T] int64, the sequence of each token."""
+        lengths = self.lengths
+        which = torch.arange(len(lengths), device=lengths.device)
+        return torch.repeat_interleave(which, lengths, output_size=len(self.hidden))
+
+    def place(self) -> Tensor:
+        """[T] int64, the place of each token among the living ones of its sequence."""
+        begin = self.offsets[:-1].index_select(0, self.sequence())
+        return torch.arange(len(self.hidden), device=begin.device) - begin
+
+    def count(self, which: Tensor) -> Tensor:
+        """[B] int64: how many tokens of each sequence are True in [T] bool."""
+        sums = torch.nn.functional.pad(which.cumsum(0), [1, 0])
+        return sums.index_select(0, self.offsets).diff()
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,9 +85,10 @@ class Plan:
 class Policy(ABC):
     """Chooses the tokens that go on to the next layer. Immutable: one policy may serve several networks and threads."""
 
-    #: Sequences with fewer live tokens are left alone.
+    #: Sequences that began with fewer tokens are left alone.
     min_tokens: int
-    #: "cls" protects the first token, "sep" the last one; "sinks:N" the first N, "recent:N" the last N.
+    #: Who stays in any case: "cls" the first token, "sep" the last, "sinks:N" the first N, "recent:N" the last N. None
+    #: for "cls" in encoders, and for "sinks:4" and "recent:16" in causal networks.
     protect: tuple[str, ...] | None
 
     def importance(self, layer: int, n_layers: int) -> bool | int:
@@ -82,6 +102,34 @@ class Policy(ABC):
         """Whether the keys of layer number `layer` (from 0) are needed."""
         return False
 
+    def check(self, n_layers: int, causal: bool) -> None:
+        """Whether the policy can serve such a network.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+
     @abstractmethod
     def plan(self, live: Live) -> Plan | None:
         """What goes on to layer `live.layer`; None for everything."""
+
+
+def check_common(policy: Policy) -> None:
+    """The fields that all policies share; a `protect` given as a list or one name becomes a tuple.
+
+    Raises:
+        ValueError: the fields' names, what was expected, what came.
+    """
+    least = policy.min_tokens
+    if type(least) is not int or least < 1:
+        raise ValueError(f"min_tokens must be a whole number of at least 1, got {least!r}")
+    names = policy.protect
+    if names is None:
+        return
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        kind, colon, count = name.partition(":") if isinstance(name, str) else (None, "", "")
+        counted = kind in ("sinks", "recent")
+        if kind not in PROTECTED or counted != bool(colon) or (counted and not (count.isdecimal() and int(count))):
+            raise ValueError(f"protect must name cls, sep, sinks:N or recent:N, got {name!r}")
+    object.__setattr__(policy, "protect", names)

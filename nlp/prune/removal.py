@@ -40,7 +40,9 @@ class Removal:
         self.offsets = offsets
         self.origin: Tensor | None = None
         self.sizes: Tensor | None = None
+        policy.check(n_layers, causal)
         self._original = offsets.diff()
+        self._idle = not bool((self._original >= policy.min_tokens).any())
         self._column = column
         self._protected = protected(policy.protect, causal, offsets)
         self._restore = restore
@@ -64,11 +66,11 @@ class Removal:
 
     def wanted_importance(self) -> bool | int:
         """What the attention of the running layer must measure."""
-        return self.policy.importance(self.layer, self.n_layers)
+        return False if self._idle else self.policy.importance(self.layer, self.n_layers)
 
     def wants_keys(self) -> bool:
         """Whether the running layer's keys are needed."""
-        return self.policy.wants_keys(self.layer, self.n_layers)
+        return not self._idle and self.policy.wants_keys(self.layer, self.n_layers)
 
     def record(self, importance: Tensor | None = None, keys: Tensor | None = None) -> None:
         """What the running layer's attention measured: importance [M] fp32, keys [M, D]."""
@@ -79,7 +81,7 @@ class Removal:
 
     def before_layer(self, hidden: Tensor) -> Tensor:
         """The rows [M', C] that the next layer reads, of the [M, C] that the last one wrote."""
-        if self._kept and len(hidden):
+        if self._kept and not self._idle:
             live = Live(
                 len(self._kept), self.n_layers, self.offsets, self._original, hidden, self._importance,
                 self._accumulated, self._keys, self.sizes, self._protected, self.columns(), self.causal,

@@ -1,0 +1,90 @@
+"""How many tokens each layer reads."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nlp.prune.policy import Live
+
+Layers = str | Sequence[int]
+
+
+def check_schedule(keep: object, layers: object) -> tuple[float | tuple[float, ...], str | tuple[int, ...]]:
+    """`keep` and `layers` of a policy, immutable.
+
+    Raises:
+        ValueError: a share outside of (0, 1], shares that rise or do not begin with 1, layers that are no rising
+            numbers from 1, both a sequence of shares and layers.
+    """
+    if isinstance(keep, (int, float)) and not isinstance(keep, bool):
+        share: float | tuple[float, ...] = float(keep)
+        each: tuple[float, ...] = (float(keep),)
+    elif isinstance(keep, Sequence) and not isinstance(keep, str) and keep:
+        if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in keep):
+            raise ValueError(f"keep must hold shares, got {keep!r}")
+        share = each = tuple(float(one) for one in keep)
+        if each[0] != 1 or any(a < b for a, b in zip(each, each[1:])):
+            raise ValueError(f"keep must begin with 1 (the first layer reads all tokens) and never rise, got {keep!r}")
+    else:
+        raise ValueError(f"keep must be a share, or one share for each layer, got {keep!r}")
+    if not all(0 < one <= 1 for one in each):
+        raise ValueError(f"keep must lie above 0 and be at most 1, got {keep!r}")
+    if layers == "auto":
+        return share, "auto"
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"layers must be 'auto' or numbers of layers, got {layers!r}")
+    if any(type(one) is not int or one < 1 for one in layers) or any(a >= b for a, b in zip(layers, layers[1:])):
+        raise ValueError(f"layers must be rising numbers of layers, from 1, got {layers!r}")
+    if isinstance(share, tuple):
+        raise ValueError(f"layers must be 'auto' where keep names a share for each layer, got {layers!r}")
+    return share, tuple(layers)
+
+
+@functools.lru_cache(maxsize=256)
+def shares(keep: float | tuple[float, ...], layers: str | tuple[int, ...], n_layers: int) -> tuple[float, ...]:
+    """The share of its original tokens that a sequence has in each layer.
+
+    With one share it falls by the same factor at every drop, to `keep` after the last: on equal work that was nearer to
+    the dense network than falling by the same amount.
+
+    Raises:
+        ValueError: a number of shares that is not that of the layers, or a drop after the last layer.
+    """
+    if isinstance(keep, tuple):
+        if len(keep) != n_layers:
+            raise ValueError(f"keep must hold one share for each of the {n_layers} layers, got {len(keep)}")
+        return keep
+    drops = tuple(range(1, n_layers)) if isinstance(layers, str) else layers
+    if drops and drops[-1] >= n_layers:
+        raise ValueError(f"layers must lie between 1 and {n_layers - 1} in a network of {n_layers}, got {drops[-1]}")
+    return tuple(keep ** (sum(drop <= layer for drop in drops) / max(len(drops), 1)) for layer in range(n_layers))
+
+
+def last_drop(each: tuple[float, ...]) -> int:
+    """The last layer (from 0) that reads fewer tokens than the one before; 0 where none does."""
+    return max((i for i in range(1, len(each)) if each[i] < each[i - 1]), default=0)
+
+
+def counts(live: Live, share: float, min_tokens: int) -> Tensor:
+    """[B] int64: tokens that go on, ceil(share * original length), never less than the protected ones."""
+    # Products that are whole but for rounding must not count one more.
+    wanted = (live.original.double() * share - 1e-9).ceil().long()
+    wanted = torch.maximum(wanted.clamp(min=1), live.count(live.protected))
+    lengths = live.lengths
+    return torch.where(live.original < min_tokens, lengths, torch.minimum(wanted, lengths))
+
+
+def check_length(n_layers: int, given: int, name: str) -> None:
+    """Raises ValueError unless as many values were given as there are layers."""
+    if given != n_layers:
+        raise ValueError(f"{name} must hold one value for each of the {n_layers} layers, got {given}")
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number in (0, 1]."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value <= 1
