@@ -15,7 +15,7 @@ from trisparse.sources import Source
 # Texts are handed to the model so many at a time: about this many seconds of work, so that results keep coming,
 CHUNK_SECONDS = 10.0
 # between these many characters, and no more than so many texts.
-CHUNK_CHARACTERS = (1 << 18, 1 << 22)
+CHUNK_CHARACTERS = (1 << 16, 1 << 22)
 CHUNK_ROWS = 8192
 
 
