@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nlp.cards import ModelCard
 from nlp.pretrained import load_pretrained, load_tokenizer
+from nlp.prune.pooling import has_state, mean_pool
 from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
 POOLING = ("mean", "cls", "last")
@@ -211,16 +212,11 @@ def pool(out: Any, mask: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     """
     hidden = out.last_hidden_state
     lengths = mask.sum(1)
-    alive = mask.bool()
     kept = getattr(out, "kept", None)
     kept = lengths if kept is None else kept[-1].to(lengths.device)
-    if not torch.equal(kept, lengths):
-        # Not token_index: tokens that were merged into others have rows, those of their groups.
-        alive = alive & (hidden != 0).any(-1)
     if pooling == "mean":
-        weights = alive.unsqueeze(1).to(torch.float32)  # [B, 1, S]
-        total = torch.bmm(weights, hidden.float()).squeeze(1)
-        return total / alive.sum(1, keepdim=True), kept
+        return mean_pool(out, mask), kept
+    alive = has_state(out, mask)
     columns = torch.arange(mask.shape[1], device=mask.device)
     column = torch.zeros_like(lengths) if pooling == "cls" else torch.where(alive, columns, -1).amax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), column].float(), kept

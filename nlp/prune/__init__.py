@@ -3,5 +3,18 @@
 from nlp.prune.cascade import Cascade, First, Random
 from nlp.prune.merge import Merge
 from nlp.prune.policy import Live, Plan, Policy
+from nlp.prune.pooling import mean_pool
+from nlp.prune.threshold import Mass, Threshold
 
-__all__ = ["Cascade", "First", "Live", "Merge", "Plan", "Policy", "Random"]
+__all__ = [
+    "Cascade",
+    "First",
+    "Live",
+    "Mass",
+    "Merge",
+    "Plan",
+    "Policy",
+    "Random",
+    "Threshold",
+    "mean_pool",
+]

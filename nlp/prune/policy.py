@@ -102,7 +102,7 @@ class Policy(ABC):
         """Whether the keys of layer number `layer` (from 0) are needed."""
         return False
 
-    def check(self, n_layers: int, causal: bool) -> None:
+    def check(self, n_layers: int, causal: bool) -> None:  # noqa: B027
         """Whether the policy can serve such a network.
 
         Raises:

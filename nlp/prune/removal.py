@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class Removal:
         offsets: [B + 1] int64, where each sequence begins among the T tokens.
         column: [T] int64, column of each token in the padded input.
         restore: keep the state of those that leave, so that everyone has an output in the end.
+        reads: tokens that a head reads and that stay whatever the policy protects, named as in `Policy.protect`.
+        finish: what the network does to states after its last layer, and must be done to those that leave, too.
 
     Attributes:
         offsets: as they are now.
@@ -32,7 +36,15 @@ class Removal:
     """
 
     def __init__(
-        self, policy: Policy, n_layers: int, causal: bool, offsets: Tensor, column: Tensor, restore: bool
+        self,
+        policy: Policy,
+        n_layers: int,
+        causal: bool,
+        offsets: Tensor,
+        column: Tensor,
+        restore: bool,
+        reads: tuple[str, ...] = (),
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.policy = policy
         self.n_layers = n_layers
@@ -44,8 +56,12 @@ class Removal:
         self._original = offsets.diff()
         self._idle = not bool((self._original >= policy.min_tokens).any())
         self._column = column
-        self._protected = protected(policy.protect, causal, offsets)
+        names = policy.protect
+        if names is None:
+            names = CAUSAL_PROTECT if causal else ENCODER_PROTECT
+        self._protected = protected((*names, *reads), offsets)
         self._restore = restore
+        self._finish = finish
         self._left: list[tuple[Tensor, Tensor]] = []  # tokens that left, of the T, and their last states
         self._target: Tensor | None = None  # [T], the living row that stands for each token
         self._kept: list[Tensor] = []
@@ -129,7 +145,8 @@ class Removal:
                 gone = torch.ones(n, dtype=torch.bool, device=index.device)
                 gone[index] = False
                 rows = gone.nonzero()[:, 0]
-                self._left.append((origin.index_select(0, rows), hidden.index_select(0, rows)))
+                states = hidden.index_select(0, rows)
+                self._left.append((origin.index_select(0, rows), self._finish(states) if self._finish else states))
             hidden = hidden.index_select(0, index)
             if self._accumulated is not None:
                 self._accumulated = self._accumulated.index_select(0, index)
@@ -151,16 +168,15 @@ class Removal:
         return hidden
 
 
-def protected(protect: tuple[str, ...] | None, causal: bool, offsets: Tensor) -> Tensor:
-    """[T] bool: the tokens that a policy may not remove."""
-    protect = (CAUSAL_PROTECT if causal else ENCODER_PROTECT) if protect is None else protect
+def protected(names: tuple[str, ...], offsets: Tensor) -> Tensor:
+    """[T] bool: the tokens that a policy may not remove, by `Policy.protect`'s names."""
     n = int(offsets[-1]) if len(offsets) else 0
     lengths = offsets.diff()
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths, output_size=n)
     place = torch.arange(n, device=offsets.device) - offsets[:-1].index_select(0, sequence)
     from_end = lengths.index_select(0, sequence) - 1 - place
     stay = torch.zeros(n, dtype=torch.bool, device=offsets.device)
-    for name in protect:
+    for name in names:
         kind, _, count = name.partition(":")
         if kind in ("cls", "sinks"):
             stay |= place < int(count or 1)

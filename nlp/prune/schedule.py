@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def check_schedule(keep: object, layers: object) -> tuple[float | tuple[float, .
         if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in keep):
             raise ValueError(f"keep must hold shares, got {keep!r}")
         share = each = tuple(float(one) for one in keep)
-        if each[0] != 1 or any(a < b for a, b in zip(each, each[1:])):
+        if each[0] != 1 or any(a < b for a, b in pairwise(each)):
             raise ValueError(f"keep must begin with 1 (the first layer reads all tokens) and never rise, got {keep!r}")
     else:
         raise ValueError(f"keep must be a share, or one share for each layer, got {keep!r}")
@@ -38,7 +38,7 @@ def check_schedule(keep: object, layers: object) -> tuple[float | tuple[float, .
         return share, "auto"
     if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
         raise ValueError(f"layers must be 'auto' or numbers of layers, got {layers!r}")
-    if any(type(one) is not int or one < 1 for one in layers) or any(a >= b for a, b in zip(layers, layers[1:])):
+    if any(type(one) is not int or one < 1 for one in layers) or any(a >= b for a, b in pairwise(layers)):
         raise ValueError(f"layers must be rising numbers of layers, from 1, got {layers!r}")
     if isinstance(share, tuple):
         raise ValueError(f"layers must be 'auto' where keep names a share for each layer, got {layers!r}")
@@ -77,14 +77,3 @@ def counts(live: Live, share: float, min_tokens: int) -> Tensor:
     wanted = torch.maximum(wanted.clamp(min=1), live.count(live.protected))
     lengths = live.lengths
     return torch.where(live.original < min_tokens, lengths, torch.minimum(wanted, lengths))
-
-
-def check_length(n_layers: int, given: int, name: str) -> None:
-    """Raises ValueError unless as many values were given as there are layers."""
-    if given != n_layers:
-        raise ValueError(f"{name} must hold one value for each of the {n_layers} layers, got {given}")
-
-
-def is_share(value: object) -> bool:
-    """Whether a value is a number in (0, 1]."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value <= 1
