@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nlp import attention
-from nlp.architectures import parts_of
+from nlp.architectures import Parts, parts_of
 from nlp.layers import Optimized, optimize
-from nlp.packing import Packing
+from nlp.packing import Packing, is_packed
 from nlp.prune.policy import Policy
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -45,9 +45,6 @@ class Acceleration:
     task: str
     layers: Optimized
     packing: Packing
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Acceleration:
-        raise TypeError("an accelerated network cannot be copied: copy the original and accelerate the copy")
 
 
 def accelerate(
@@ -83,9 +80,7 @@ def accelerate(
     filled cache, masks with holes. `output_attentions` is refused.
     """
     attention.register()
-    if hasattr(model, "acceleration"):
-        raise ValueError("model must not be accelerated already: nlp.restore(model) gives the original")
-    parts = parts_of(model)
+    parts = _parts(model)
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
     if prune is not None and not parts.architecture.can_prune:
@@ -93,7 +88,7 @@ def accelerate(
     task = _task(model, prune, task)
     faster = _sharing_copy(model, _dtype(dtype, model))
     layers = optimize(faster)
-    _set_attention(faster, attention.NAME)
+    _set_attention(faster, _attention_of(parts))
     packing = Packing(faster, parts_of(faster), prune, task == "token", task)
     chosen = next((p.dtype for p in faster.parameters()), torch.float32)
     faster.acceleration = Acceleration(model, chosen, prune, task, layers, packing)  # type: ignore[assignment]
@@ -114,10 +109,8 @@ def packed(model: Network) -> Iterator[Network]:
         TypeError, ValueError, ImportError: as `accelerate`.
     """
     attention.register()
-    if hasattr(model, "acceleration"):
-        raise ValueError("model must not be accelerated already")
-    parts = parts_of(model)
-    before = _set_attention(model, attention.NAME)
+    parts = _parts(model)
+    before = _set_attention(model, _attention_of(parts))
     packing = Packing(model, parts)
     try:
         yield model
@@ -125,6 +118,18 @@ def packed(model: Network) -> Iterator[Network]:
         packing.remove()
         for config, name in before:
             config._attn_implementation_internal = name
+
+
+def _parts(model: nn.Module) -> Parts:
+    """The parts of a network that is not accelerated yet."""
+    parts = parts_of(model)
+    if is_packed(model):
+        raise ValueError("model must not be accelerated or packed already: nlp.restore(model) gives the original")
+    return parts
+
+
+def _attention_of(parts: Parts) -> str:
+    return attention.ADDITIVE if parts.architecture.own_attention else attention.NAME
 
 
 def _task(model: nn.Module, prune: Policy | None, task: str) -> str:

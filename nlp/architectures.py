@@ -21,7 +21,8 @@ class Architecture:
             "after_padding" (counted over tokens that are not padding, from padding_idx + 1, as in RoBERTa), or
             "none" where attention adds a bias by distance.
         causal: a token sees no later one.
-        relative_bias: attention adds a learned bias by distance (T5).
+        relative_bias: attention adds a learned bias by distance.
+        own_attention: attention is written out in the network's own code, out of reach of transformers' interface.
         can_prune: dropping tokens between layers leaves the meaning of the others alone.
     """
 
@@ -30,12 +31,17 @@ class Architecture:
     positions: str = "columns"
     causal: bool = False
     relative_bias: bool = False
+    own_attention: bool = False
     can_prune: bool = True
 
 
 _BERT = Architecture("encoder.layer", stack="encoder")
 _ROBERTA = Architecture("encoder.layer", stack="encoder", positions="after_padding")
 _LLAMA = Architecture("layers", causal=True)
+
+_MPNET = Architecture(
+    "encoder.layer", stack="encoder", positions="after_padding", relative_bias=True, own_attention=True, can_prune=False
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "albert": Architecture("encoder.albert_layer_groups.*.albert_layers.*", stack="encoder"),
@@ -47,13 +53,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "modernbert": Architecture("layers"),
+    "mpnet": _MPNET,
     "qwen3": _LLAMA,
     "roberta": _ROBERTA,
     "t5": Architecture("block", positions="none", relative_bias=True, can_prune=False),
     "xlm-roberta": _ROBERTA,
 }
 # Their attention is written out in the model's own code and cannot be reached from outside.
-OWN_ATTENTION = ("deberta", "deberta-v2", "mpnet")
+OWN_ATTENTION = ("deberta", "deberta-v2")
 
 
 @dataclass(frozen=True)
@@ -115,16 +122,18 @@ def _elements(module: nn.Module, path: list[str]) -> list[nn.Module]:
     return _elements(module.get_submodule(path[0]), path[1:])
 
 
-def positions(architecture: Architecture, base: nn.Module, ids: Tensor | None, mask: Tensor) -> Tensor | None:
+def positions(
+    architecture: Architecture, base: nn.Module, ids: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor | None:
     """The positions [B, S] that the base model itself would give its padded input; None where it has none.
 
     Args:
         ids: [B, S], or None for a model that is fed embeddings.
-        mask: [B, S] bool.
+        shape: (B, S).
     """
     if architecture.positions == "none":
         return None
-    columns = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    columns = torch.arange(shape[1], device=device).expand(shape)
     if architecture.positions == "columns":
         return columns
     padding = int(base.get_submodule("embeddings").padding_idx)  # type: ignore[arg-type]

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from common_kernels import varlen_attention
-from nlp.packing import Batch, in_flight
+from nlp.passes import Batch, in_flight
 
 NAME = "trisparse"
+# For networks whose own attention, which padded passes run, adds its mask to the scores.
+ADDITIVE = "trisparse_additive"
 
 
 def register() -> None:
@@ -26,6 +29,8 @@ def register() -> None:
         raise ImportError(f"nlp needs transformers of at least 5.0: pip install 'trisparse[nlp]' ({error})") from error
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
+    AttentionInterface.register(ADDITIVE, attention)
+    AttentionMaskInterface.register(ADDITIVE, additive_mask)
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -35,6 +40,15 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
     return sdpa_mask(*args, **kwargs)
+
+
+def additive_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask for packed rows; the eager attention's where rows are padded."""
+    if in_flight() is not None:
+        return None
+    from transformers.masking_utils import eager_mask
+
+    return eager_mask(*args, **kwargs)
 
 
 def attention(
@@ -68,7 +82,7 @@ def attention(
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     removal = batch.removal
     if removal is None:
-        out = varlen_attention(q, k, v, batch.offsets, causal=causal, window=sliding_window, scale=scaling)
+        out = varlen_attention(q, k, v, batch.live(), causal=causal, window=sliding_window, scale=scaling)
         assert isinstance(out, Tensor)
         return out[None], None
     wanted = removal.wanted_importance()
@@ -84,16 +98,25 @@ def attention(
 
 
 def _with_position_bias(
-    batch: Batch, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None
+    batch: Batch, query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float | None
 ) -> Tensor:
-    """[1, T, H, D] where attention adds bias [1, H, S, S] by distance: sequence by sequence."""
-    ends = batch.offsets.tolist()
-    parts = []
-    for a, b in pairwise(ends):
+    """[1, T, H, D] where attention adds a bias by distance, sequence by sequence.
+
+    Args:
+        table: [H, 2 L - 1] bias of the distances (key - query) from 1 - L to L - 1, L at least the longest length.
+    """
+    longest = (table.shape[1] + 1) // 2
+    table = table.to(query.dtype)
+    parts = [query[:, :, :0]]
+    for a, b in pairwise(batch.live().tolist()):
         n = b - a
-        parts.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], attn_mask=bias[:, :, :n, :n], scale=scale
-            )
-        )
-    return torch.cat([query[:, :, :0], *parts], dim=2).transpose(1, 2)
+        if not n:
+            continue
+        # With the queries in reverse order the bias of query i and key j is entry i + j: a view, no matrix.
+        bias = table[:, longest - n : longest + n - 1].unfold(1, n, 1)[None]
+        if bias.is_cuda:
+            bias = bias.contiguous()  # kernels there want aligned rows
+        q = query[:, :, a:b].flip(2)
+        out = scaled_dot_product_attention(q, key[:, :, a:b], value[:, :, a:b], attn_mask=bias, scale=scale)
+        parts.append(out.flip(2))
+    return torch.cat(parts, dim=2).transpose(1, 2)
