@@ -267,24 +267,25 @@ def test_column_sums_count_every_query_once(kernel_device: str) -> None:
         assert totals == pytest.approx([n * problem.heads for n in problem.lengths], rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["packed", "heads first", "rows apart", "channels apart"])
+@pytest.mark.parametrize("layout", ["packed", "heads first", "heads apart", "channels apart"])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_strided_operands(layout: str, kernel_device: str) -> None:
     """q, k and v may be views of one projection; every operand has strides of its own."""
     from common_kernels.varlen_attention import gpu
 
-    problem = Problem(device=kernel_device, causal=True, heads=2, heads_k=1, head_dim=20, lengths=(20, 0, 3))
+    problem = Problem(device=kernel_device, causal=True, heads=2, heads_k=2, head_dim=20, lengths=(20, 0, 3))
     if layout == "packed":
         packed = torch.cat([problem.q, problem.k, problem.v], 1)
-        problem.q, problem.k, problem.v = packed.split([2, 1, 1], 1)
+        problem.q, problem.k, problem.v = packed.split([2, 2, 2], 1)
         problem.grad = torch.randn(23, 20, device=kernel_device)[:, None].expand(-1, 2, -1)
     else:
         for number, name in enumerate(("q", "k", "v", "grad")):
             x = getattr(problem, name)
             if layout == "heads first":
                 x = x.transpose(0, 1).contiguous().transpose(0, 1)
-            elif layout == "rows apart":
-                x = torch.stack([x] + [torch.full_like(x, torch.nan)] * (number + 1), 1)[:, 0]
+            elif layout == "heads apart":
+                # No two operands have a stride in common.
+                x = torch.nn.functional.pad(x, (0, 4 * number + 4, 0, number), value=torch.nan)[:, :2, :20]
             else:
                 x = x.transpose(0, 2).contiguous().transpose(0, 2)
             setattr(problem, name, x)
