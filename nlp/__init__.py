@@ -9,6 +9,7 @@ from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
 from nlp.embedder import Embedder, Embedding
 from nlp.packer import BatchError, Packer
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
+from nlp.prune import Cascade, First, Mass, Merge, Random, Threshold, mean_pool
 from nlp.quantize import Quantized, quantize
 
 if TYPE_CHECKING:
@@ -18,23 +19,30 @@ __all__ = [
     "Acceleration",
     "Agreement",
     "BatchError",
+    "Cascade",
     "Embedder",
     "Embedding",
     "EmbeddingClassifier",
+    "First",
     "HeavyHitters",
+    "Mass",
+    "Merge",
     "ModelCard",
     "Packer",
     "PrunedCache",
     "Quantized",
+    "Random",
     "Recent",
     "SnapKV",
     "TextAnswer",
     "TextClassifier",
+    "Threshold",
     "accelerate",
     "compare",
     "list_pretrained",
     "load_pretrained",
     "load_tokenizer",
+    "mean_pool",
     "packed",
     "quantize",
     "restore",
