@@ -148,7 +148,7 @@ def counts_of(batch: Batch, n_layers: int) -> Counts:
     if batch.removal is None:
         kept = batch.offsets.diff().expand(n_layers + 1, -1)
         if batch.whole:
-            return kept, torch.arange(batch.shape[1], device=kept.device).repeat(batch.shape[0], 1)
+            return kept, torch.arange(batch.shape[1] if batch.shape[0] else 0, device=kept.device).repeat(batch.shape[0], 1)
         column = batch.index % max(batch.shape[1], 1)
     else:
         kept, column = batch.removal.kept(), batch.removal.columns()

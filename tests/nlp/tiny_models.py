@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,109 @@ def sentences(n: int, longest: int = 30) -> list[str]:
         " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (length,), generator=generator).tolist())
         for length in lengths
     ]
+
+
+_BERT_LIKE = dict(
+    vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+    max_position_embeddings=260, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+_ROBERTA_LIKE = dict(_BERT_LIKE, type_vocab_size=2, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+_LLAMA_LIKE = dict(
+    vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    intermediate_size=48, max_position_embeddings=260, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+)  # fmt: skip
+# Configurations of every architecture, as small as their parts allow, without dropout.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "albert": dict(
+        _BERT_LIKE, embedding_size=16, num_hidden_groups=2, num_hidden_layers=4, inner_group_num=2,
+        classifier_dropout_prob=0.0, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    ),
+    "bert": _BERT_LIKE,
+    "camembert": _ROBERTA_LIKE,
+    "distilbert": dict(
+        vocab_size=97, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=260, dropout=0.0,
+        attention_dropout=0.0, qa_dropout=0.0, seq_classif_dropout=0.0,
+    ),
+    "electra": dict(_BERT_LIKE, embedding_size=16),
+    "gpt2": dict(
+        vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=260, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    ),
+    "llama": _LLAMA_LIKE,
+    "mistral": dict(_LLAMA_LIKE, sliding_window=16),
+    "modernbert": dict(
+        vocab_size=97, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=260, local_attention=16, global_attn_every_n_layers=3, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, cls_token_id=2, sep_token_id=3, attention_dropout=0.0, embedding_dropout=0.0, mlp_dropout=0.0,
+    ),
+    "mpnet": dict(_BERT_LIKE, pad_token_id=1, bos_token_id=0, eos_token_id=2),
+    "qwen3": dict(_LLAMA_LIKE, use_sliding_window=True, sliding_window=16, max_window_layers=1),
+    "roberta": _ROBERTA_LIKE,
+    "t5": dict(
+        vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    ),
+    "xlm-roberta": _ROBERTA_LIKE,
+}  # fmt: skip
+_PREFIX = {
+    "albert": "Albert", "bert": "Bert", "camembert": "Camembert", "distilbert": "DistilBert", "electra": "Electra",
+    "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "modernbert": "ModernBert", "mpnet": "MPNet",
+    "qwen3": "Qwen3", "roberta": "Roberta", "t5": "T5", "xlm-roberta": "XLMRoberta",
+}  # fmt: skip
+
+
+def network(model_type: str, head: str = "Model", attention: str = "sdpa", **changes: Any) -> Any:
+    """A random network of one architecture, in eval mode, whose activations are of the order of 1 to 4.
+
+    Every parameter is random, biases and norms too, so that none can be left out unnoticed.
+
+    Args:
+        head: the end of the class's name, such as "ForMaskedLM"; T5's plain model is its encoder.
+        attention: transformers' name of the attention.
+        changes: to the configuration.
+    """
+    import transformers
+
+    prefix = _PREFIX[model_type]
+    head = "EncoderModel" if (model_type, head) == ("t5", "Model") else head
+    config = getattr(transformers, f"{prefix}Config")(**{**CONFIGS[model_type], **changes})
+    config._attn_implementation = "eager" if model_type == "mpnet" else attention  # it has no other
+    torch.manual_seed(7)
+    model = getattr(transformers, f"{prefix}{head}")(config).eval()
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(noise * 0.2)
+            else:
+                parameter.copy_(noise * min(0.5, 1.2 * parameter.shape[-1] ** -0.5))
+    return model
+
+
+LENGTHS = (33, 1, 200, 2, 7, 3)
+
+
+def padded(
+    lengths: Sequence[int] = LENGTHS, side: str = "right", padding: int = 0, extra: int = 0, seed: int = 3
+) -> dict[str, torch.Tensor]:
+    """A padded batch of random ids: input_ids and attention_mask, int64 [B, max(lengths) + extra].
+
+    A sequence's ids depend on its length and the seed alone.
+
+    Args:
+        padding: the id at padding, which no other token has.
+    """
+    width = max(lengths, default=0) + extra
+    ids = torch.full((len(lengths), width), padding)
+    mask = torch.zeros_like(ids)
+    for row, n in enumerate(lengths):
+        place = slice(0, n) if side == "right" else slice(width - n, width)
+        ids[row, place] = torch.randint(4, 97, (n,), generator=torch.Generator().manual_seed(1000 * seed + n))
+        mask[row, place] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def padding_id(model: Any) -> int:
+    """The id that a network's configuration gives to padding; 0 where it gives none."""
+    return model.config.pad_token_id or 0
