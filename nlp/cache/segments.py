@@ -68,14 +68,10 @@ class Segments:
         if n and self.even and new.even:
             joined = [torch.cat([a.unflatten(0, (n, -1)), b.unflatten(0, (n, -1))], 1).flatten(0, 1) for a, b in pairs]
             return Segments(*joined, counts)
-        # Old tokens move back by the new ones of earlier segments, new ones by the old ones up to their own.
-        device = self.keys.device
-        before_new = torch.tensor([0, *accumulate(new.counts)][:-1], device=device)
-        before_old = torch.tensor([*accumulate(self.counts)], device=device)
-        to_old = torch.arange(sum(self.counts), device=device) + before_new[self.owners()]
-        to_new = torch.arange(sum(new.counts), device=device) + before_old[new.owners()]
-        to = torch.cat([to_old, to_new])
-        joined = [a.new_empty(len(to), *a.shape[1:]).index_copy_(0, to, torch.cat([a, b])) for a, b in pairs]
+        # Copies of whole segments: an index over the tokens takes several times as long.
+        joined = [
+            torch.cat([x for both in zip(a.split(self.counts), b.split(new.counts)) for x in both]) for a, b in pairs
+        ]
         return Segments(*joined, counts)
 
     def take(self, index: Tensor, counts: list[int]) -> Segments:
@@ -99,9 +95,10 @@ class Segments:
         Returns:
             [sum of counts, H, D], and with `importance` [T] fp32, what each token received of the probabilities.
         """
-        n, length = len(counts), self.counts[0] if self.counts else 0
-        if self.even and length and window is None and set(counts) == {1}:
-            return self._decode(q.view(n, *q.shape[1:]), n, length, scale, importance)
+        length = self.counts[0] if self.counts else 0
+        one_each = self.even and length > 0 and window is None and set(counts) == {1}
+        if one_each and not (importance and self.keys.shape[1] > 1):  # by strided products it would be slower
+            return self._decode(q, length, scale, importance)
         result = varlen_attention(
             q, self.keys, self.values, offsets_of(counts, q.device), offsets_k=self.offsets(),
             causal=max(counts, default=0) > 1, window=window, scale=scale, importance=importance,
@@ -114,10 +111,10 @@ class Segments:
             q, self.keys, offsets_of(counts, q.device), offsets_k=self.offsets(), causal=True, window=window, scale=scale
         )
 
-    def _decode(self, q: Tensor, n: int, length: int, scale: float, importance: bool) -> tuple[Tensor, Tensor | None]:
+    def _decode(self, q: Tensor, length: int, scale: float, importance: bool) -> tuple[Tensor, Tensor | None]:
         """One query for each segment of the same length: no mask, the heads of a group are rows of one product."""
         h = self.keys.shape[1]
-        keys, values = (x.view(n, length, h, -1).transpose(1, 2) for x in (self.keys, self.values))
+        keys, values = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (self.keys, self.values))
         grouped = q.unflatten(1, (h, -1))  # [n, h, heads of a group, D]
         if not importance:
             out = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)

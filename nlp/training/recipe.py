@@ -13,8 +13,11 @@ class Recipe:
 
     Byte-level BPE of the training texts, a Llama with grouped queries, windows of `context` tokens, each of which opens
     with the token "begin". AdamW, linear warm-up, linear decay to zero, products in `precision` ("bf16" or "fp32").
-    From step `repeats_from` on, one window in `repeats_every` is its own beginning over and over: what a network must
-    look far back for is rare in text, and minutes are too short to learn it from that alone.
+
+    Minutes are too short to learn from text alone to look far back, and a network that does not has nothing to lose
+    when its cache forgets. Two things help: one window in `repeats_every` is its own beginning over and over, and the
+    first head of the first layer starts out looking at the previous token, from which the next layers learn to find
+    what followed the last time.
     """
 
     seed: int = 0
@@ -25,13 +28,12 @@ class Recipe:
     key_heads: int = 2
     feed_forward: int = 512
     context: int = 512
-    steps: int = 1300
+    steps: int = 900
     batch: int = 8
     learning_rate: float = 3e-3
     warm_up: int = 100
     weight_decay: float = 0.1
-    repeats_from: int = 650
-    repeats_every: int = 4
+    repeats_every: int = 3
     precision: str = "bf16"
 
     def __post_init__(self) -> None:

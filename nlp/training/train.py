@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,32 @@ def build(recipe: Recipe) -> Any:
         attn_implementation="eager",
     )
     torch.manual_seed(recipe.seed)
-    return package.LlamaForCausalLM(config).train()
+    model = package.LlamaForCausalLM(config)
+    _look_at_previous(model)
+    return model.train()
+
+
+@torch.no_grad()
+def _look_at_previous(model: Any) -> None:
+    """Let the first head of the first layer attend to the token before, whatever both are.
+
+    One channel is the same in all embeddings. The head's query and key grow from it, the key turned ahead by one
+    position: their product is a sum of cosines of the distance less one, of the eight fastest of RoPE's angles.
+    """
+    embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
+    spread = model.config.initializer_range
+    constant = 5 * spread
+    embedding[:, 0] = constant
+    half = attention.head_dim // 2
+    angles = model.model.rotary_emb.inv_freq[:half]
+    # Of the normalised channel: the weights make of it a query of five in each of the eight angles.
+    channel = constant / math.sqrt(spread**2 + constant**2 / model.config.hidden_size)
+    query = torch.zeros(half)
+    query[:8] = 5 / channel
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight[: 2 * half] *= 0.1
+    attention.q_proj.weight[: 2 * half, 0] = torch.cat([query, torch.zeros(half)])
+    attention.k_proj.weight[: 2 * half, 0] = torch.cat([query * angles.cos(), query * angles.sin()])
 
 
 def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progress: bool = True) -> Any:
@@ -121,13 +147,12 @@ def batch_of(tokens: Tensor, recipe: Recipe, step: int) -> Tensor:
     """[batch, context]: the windows of a step; every pass over the text cuts it anew and shows all of it, shuffled."""
     n = (len(tokens) - recipe.context) // (recipe.context - 1)  # windows in a pass, wherever the first one starts
     rows = []
-    first_repeat = recipe.repeats_from * recipe.batch
     for i in range(step * recipe.batch, (step + 1) * recipe.batch):
         generator = _generator(recipe, i // n)
         first = int(torch.randint(recipe.context, (1,), generator=generator))
         at = first + int(torch.randperm(n, generator=generator)[i % n]) * (recipe.context - 1)
         window = tokens[at : at + recipe.context - 1]
-        if i >= first_repeat and i % recipe.repeats_every == 0:
+        if i % recipe.repeats_every == 0:
             period = torch.randint(recipe.context // 8, recipe.context // 2, (1,), generator=_generator(recipe, i))
             window = window[torch.arange(len(window)) % period]
         rows.append(F.pad(window, (1, 0)))
