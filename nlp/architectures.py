@@ -24,6 +24,7 @@ class Architecture:
         relative_bias: attention adds a learned bias by distance.
         own_attention: attention is written out in the network's own code, out of reach of transformers' interface.
         can_prune: dropping tokens between layers leaves the meaning of the others alone.
+        needs_all_rows: the last norm, where the base model's code after it expects as many rows as it was given.
     """
 
     layers: str
@@ -33,6 +34,7 @@ class Architecture:
     relative_bias: bool = False
     own_attention: bool = False
     can_prune: bool = True
+    needs_all_rows: str = ""
 
 
 _BERT = Architecture("encoder.layer", stack="encoder")
@@ -49,7 +51,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "camembert": _ROBERTA,
     "distilbert": Architecture("transformer.layer", stack="transformer"),
     "electra": _BERT,
-    "gpt2": Architecture("h", causal=True),
+    "gpt2": Architecture("h", causal=True, needs_all_rows="ln_f"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "modernbert": Architecture("layers"),

@@ -81,6 +81,9 @@ class Packing:
             self._handles += [
                 layer.register_forward_pre_hook(self._between, with_kwargs=True) for layer in parts.layers
             ]
+            if parts.architecture.needs_all_rows:
+                norm = parts.base.get_submodule(parts.architecture.needs_all_rows)
+                self._handles.append(norm.register_forward_hook(_all_rows))
         if model is not parts.base:
             self._handles += [
                 model.register_forward_pre_hook(self._forget),
@@ -150,8 +153,10 @@ class Packing:
         if self.policy is not None:
             if not batch.empty:
                 column = batch.index % shape[1]
+                reads = () if self.task != "cls" else ("recent:1",) if batch.causal else ("cls",)
+                final = next((norm for name in _FINAL_NORMS if (norm := getattr(base, name, None)) is not None), None)
                 batch.removal = Removal(
-                    self.policy, self.parts.n_calls, batch.causal, batch.offsets, column, self.restore
+                    self.policy, self.parts.n_calls, batch.causal, batch.offsets, column, self.restore, reads, final
                 )
             if "use_cache" in self._signature.parameters:
                 call["use_cache"] = False
@@ -219,7 +224,7 @@ class Packing:
         return output
 
     def _padded(self, batch: Batch, rows: Tensor) -> Tensor:
-        if batch.removal is None:
+        if batch.removal is None or rows.shape[1] == len(batch.index):
             return batch.padded(rows[0])
         return batch.padded(*batch.removal.finished(rows[0]))
 
@@ -248,6 +253,18 @@ class Packing:
         told = _TOLD.get()
         _TOLD.set(None)
         return None if told is None or told[0] != id(self) else with_counts(output, told[1])
+
+
+def _all_rows(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """The states [1, T, C] of all tokens, zeros for those that left."""
+    batch = in_flight()
+    # States of tokens that leave pass through the norm alone, [N, C].
+    if batch is None or batch.removal is None or output.ndim != 3:
+        return None
+    rows, origin = batch.removal.finished(output[0])
+    if origin is None:
+        return rows[None]
+    return rows.new_zeros(len(batch.index), rows.shape[1]).index_copy(0, origin, rows)[None]
 
 
 def _wanted(call: dict[str, Any], base: nn.Module, name: str, default: bool) -> bool:

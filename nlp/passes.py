@@ -132,7 +132,7 @@ def padded_state(batch: Batch, i: int, state: Tensor) -> Tensor:
     """Hidden state number i, [B, S, C]: the input of layer i, or of the last one its output."""
     if state.shape[:2] == batch.shape and (i > 0 or batch.shape[0] != 1):
         return state
-    if batch.removal is None or batch.empty:
+    if batch.removal is None or batch.empty or state.shape[1] == len(batch.index):
         return batch.padded(state[0])
     history = batch.removal.history
     origins = history[max(i - 1, 0) : i + 1] or history[-1:]

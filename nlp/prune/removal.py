@@ -153,9 +153,9 @@ class Removal:
         else:
             sizes = torch.ones(n, device=hidden.device) if self.sizes is None else self.sizes
             total = sizes.new_zeros(len(index)).index_add(0, plan.target, sizes)
-            # Accumulated in fp32, whatever the rows are.
+            # Summed at least in fp32, whatever the rows are.
             share = (sizes / total.index_select(0, plan.target))[:, None]
-            wide = hidden.float() * share
+            wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32)) * share
             hidden = wide.new_zeros(len(index), hidden.shape[1]).index_add(0, plan.target, wide).to(hidden.dtype)
             if self._accumulated is not None:
                 self._accumulated = total.new_zeros(len(index)).index_add(0, plan.target, self._accumulated)
