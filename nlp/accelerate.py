@@ -71,13 +71,15 @@ def accelerate(
             or "auto", by the model's head.
 
     Raises:
-        TypeError: not a Hugging Face network, or a policy that is none.
+        TypeError: not a Hugging Face network, a policy that is none, a dtype that is none.
         ValueError: an unknown architecture, dtype or task; pruning where the architecture does not allow it, or a task
             that does not fit the model's head.
         ImportError: transformers is missing or older than 5.
 
     Passes that cannot be packed run padded as the original would: training with attention dropout, decoding steps on a
-    filled cache, masks with holes. `output_attentions` is refused.
+    filled cache, masks with holes or of four axes, and left padding where a pooler or head reads the first column.
+    `output_attentions` is refused. What reads the states of padding finds zeros: in a causal loss on a batch that is
+    padded on the left, leave out the label of each row's first token (-100).
     """
     attention.register()
     parts = _parts(model)
@@ -150,20 +152,27 @@ def _dtype(dtype: torch.dtype | str, model: nn.Module) -> torch.dtype | None:
         if dtype == "auto":
             return None
         if dtype == "fastest":
-            return torch.bfloat16 if _multiplies_bf16(model) else None
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            return torch.bfloat16 if multiplies_bf16(device) else None
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be auto, fastest, {', '.join(DTYPES)} or a torch dtype, got {dtype!r}")
         dtype = DTYPES[dtype]
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be floating-point, got {str(dtype).removeprefix('torch.')}")
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a name or a torch dtype, got {type(dtype).__name__}")
+    if dtype not in (*DTYPES.values(), torch.float64):
+        raise ValueError(
+            f"dtype must be float16, bfloat16, float32 or float64, got {str(dtype).removeprefix('torch.')}"
+        )
     return dtype
 
 
-def _multiplies_bf16(model: nn.Module) -> bool:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 faster than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # oneDNN alone does not tell: it counts CPUs that only convert bf16.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
 
 
 def _sharing_copy(model: Network, dtype: torch.dtype | None) -> Network:

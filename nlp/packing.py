@@ -43,8 +43,9 @@ _NO_COPY = (
     "an accelerated network cannot be copied or pickled: save_pretrained and state_dict save its weights; "
     "nlp.restore(model) gives the original, which can be copied and accelerated again"
 )
-# What a base model's pass left for the head around it, and the id of its `Packing`. Of this thread or task.
-_TOLD: ContextVar[tuple[int, Counts] | None] = ContextVar("trisparse_nlp_told", default=None)
+# Networks with a head that run now, innermost last: their `Packing`, and what the base model's pass in them told.
+# Of this thread or task.
+_HEADS: ContextVar[tuple[tuple[Packing, Counts | None], ...]] = ContextVar("trisparse_nlp_heads", default=())
 
 
 class Packing:
@@ -86,8 +87,8 @@ class Packing:
                 self._handles.append(norm.register_forward_hook(_all_rows))
         if model is not parts.base:
             self._handles += [
-                model.register_forward_pre_hook(self._forget),
-                model.register_forward_hook(self._tell),
+                model.register_forward_pre_hook(self._listen),
+                model.register_forward_hook(self._tell, always_call=True),
             ]
         self._replaced = replace(parts)
         self._n = parts.n_calls
@@ -195,7 +196,11 @@ class Packing:
                 return None
             if batch is None:
                 live = running[-1].mask
-                told = None if live is None else counts_of(batch_of(tuple(live.shape), live, live.device), self._n)
+                told = (
+                    None
+                    if live is None
+                    else counts_of(batch_of((len(live), live.shape[1]), live, live.device), self._n)
+                )
             else:
                 if self.parts.stack is base:
                     output = self._give_back(base, args, output)
@@ -207,7 +212,9 @@ class Packing:
                 told = counts_of(batch, self._n)
                 if batch.as_tuple:
                     output = output.to_tuple()
-            _TOLD.set(None if told is None else (id(self), told))
+            heads = _HEADS.get()
+            if heads and heads[-1][0] is self:
+                _HEADS.set((*heads[:-1], (self, told)))
             return with_counts(output, told)
         finally:
             RUNNING.set(running[:-1])
@@ -246,13 +253,15 @@ class Packing:
 
     # The whole network, whose output class is not the base model's.
 
-    def _forget(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        _TOLD.set(None)
+    def _listen(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        _HEADS.set((*_HEADS.get(), (self, None)))
 
     def _tell(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        told = _TOLD.get()
-        _TOLD.set(None)
-        return None if told is None or told[0] != id(self) else with_counts(output, told[1])
+        heads = _HEADS.get()
+        if not heads or heads[-1][0] is not self:
+            return None  # a hook before ours failed
+        _HEADS.set(heads[:-1])
+        return None if output is None else with_counts(output, heads[-1][1])
 
 
 def _all_rows(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:

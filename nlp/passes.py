@@ -121,7 +121,7 @@ def is_fresh(cache: Any) -> bool:
 
 
 def fill_cache(batch: Batch) -> Any:
-    """The cache that the caller gets, filled with keys and values [B, H, S, D] as by a padded pass; zeros at padding."""
+    """The caller's cache, filled with keys and values [B, H, S, D] as by a padded pass; zeros at padding."""
     for i, layer in enumerate(batch.cache.layers):
         keys, values = (batch.padded(each[0].transpose(0, 1)).transpose(1, 2) for each in (layer.keys, layer.values))
         batch.wanted_cache.update(keys, values, i)
@@ -148,7 +148,9 @@ def counts_of(batch: Batch, n_layers: int) -> Counts:
     if batch.removal is None:
         kept = batch.offsets.diff().expand(n_layers + 1, -1)
         if batch.whole:
-            return kept, torch.arange(batch.shape[1] if batch.shape[0] else 0, device=kept.device).repeat(batch.shape[0], 1)
+            return kept, torch.arange(batch.shape[1] if batch.shape[0] else 0, device=kept.device).repeat(
+                batch.shape[0], 1
+            )
         column = batch.index % max(batch.shape[1], 1)
     else:
         kept, column = batch.removal.kept(), batch.removal.columns()

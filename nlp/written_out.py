@@ -19,16 +19,16 @@ from nlp.passes import in_flight
 
 def replace(parts: Parts) -> list[tuple[nn.Module, str]]:
     """Replace what the architecture needs replaced; the modules and names, for `delattr`."""
-    replaced: list[tuple[nn.Module, str, Callable[..., Any]]] = []
-    if parts.architecture.relative_bias:
-        if isinstance(own := getattr(parts.stack, "compute_position_bias", None), Callable):  # type: ignore[arg-type]
-            replaced.append((parts.stack, "compute_position_bias", _mpnet_bias(parts.stack, own)))
-            for layer in parts.layers:
-                module = layer.attention.attn  # type: ignore[union-attr]
-                replaced.append((module, "forward", _mpnet_attention(module, module.forward)))  # type: ignore
-        else:
-            module = parts.layers[0].layer[0].SelfAttention  # type: ignore[index, union-attr]
-            replaced.append((module, "compute_bias", _t5_bias(module.compute_bias)))  # type: ignore
+    replaced: list[tuple[Any, str, Callable[..., Any]]] = []
+    stack: Any = parts.stack
+    layers: Any = parts.layers
+    if parts.architecture.own_attention:
+        replaced.append((stack, "compute_position_bias", _mpnet_bias(stack, stack.compute_position_bias)))
+        for layer in layers:
+            replaced.append((layer.attention.attn, "forward", _mpnet_attention(layer.attention.attn)))
+    elif parts.architecture.relative_bias:
+        first = layers[0].layer[0].SelfAttention
+        replaced.append((first, "compute_bias", _t5_bias(first.compute_bias)))
     for module, name, method in replaced:
         object.__setattr__(module, name, method)
     return [(module, name) for module, name, _ in replaced]
@@ -63,7 +63,9 @@ def _mpnet_bias(encoder: Any, own: Callable[..., Tensor]) -> Callable[..., Tenso
     return compute_position_bias
 
 
-def _mpnet_attention(module: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+def _mpnet_attention(module: Any) -> Callable[..., Any]:
+    own = module.forward
+
     def forward(
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,

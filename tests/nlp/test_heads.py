@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5")
-
 from nlp.accelerate import accelerate
 from nlp.packing import in_flight
 from tests.nlp.tiny_models import network, padded, padding_id
+
+pytest.importorskip("transformers", minversion="5")
+
 
 LENGTHS = (9, 1, 14, 4)
 ENCODERS = ["albert", "bert", "camembert", "distilbert", "electra", "mpnet", "modernbert", "roberta", "xlm-roberta"]

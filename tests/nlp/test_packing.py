@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("transformers", minversion="5")
-
 from nlp.accelerate import accelerate
 from nlp.architectures import ARCHITECTURES
 from nlp.packing import in_flight
 from tests.nlp.tiny_models import LENGTHS, network, padded, padding_id
+
+pytest.importorskip("transformers", minversion="5")
+
 
 ALL = sorted(ARCHITECTURES)
 # Their padded outputs do not depend on where the tokens stand in the batch, only on each other's distance.

@@ -1,0 +1,167 @@
+"""What accelerated networks refuse, and in which words."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nlp.accelerate import accelerate, packed
+from nlp.packing import in_flight
+from nlp.prune.policy import Live, Plan, Policy
+from tests.nlp.tiny_models import CONFIGS, network, padded
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+
+@dataclass(frozen=True)
+class Everyone(Policy):
+    """Keeps all tokens."""
+
+    min_tokens: int = 1
+    protect: tuple[str, ...] | None = None
+
+    def plan(self, live: Live) -> Plan | None:
+        return None
+
+
+def message(error: type[Exception], model: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(error) as caught:
+        accelerate(model, *args, **kwargs)
+    return str(caught.value)
+
+
+def test_what_is_no_network_of_hugging_face() -> None:
+    words = "model must be a Hugging Face network with a config, got "
+    assert message(TypeError, nn.Linear(2, 2)) == words + "Linear"
+    assert message(TypeError, "bert-base-uncased") == words + "str"
+    assert message(TypeError, None) == words + "NoneType"
+    assert message(TypeError, SimpleNamespace(config=SimpleNamespace(model_type="bert"))) == words + "SimpleNamespace"
+
+
+def test_unknown_architectures() -> None:
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    model = transformers.XLMRobertaXLModel(transformers.XLMRobertaXLConfig(**small))
+    text = message(ValueError, model)
+    assert text.startswith("model_type must be one of albert, bert, camembert, distilbert, electra, gpt2, llama, ")
+    assert text.endswith(", got 'xlm-roberta-xl'; the nearest is 'xlm-roberta'")
+    text = message(ValueError, transformers.DebertaV2Model(transformers.DebertaV2Config(**small)))
+    assert text.endswith(
+        "got 'deberta-v2': its attention is written out in its own code, where packed rows cannot be handed in"
+    )
+
+
+def test_decoders_with_cross_attention() -> None:
+    model = network("bert", is_decoder=True, add_cross_attention=True)
+    assert message(ValueError, model) == (
+        "model must not have cross-attention layers (config.add_cross_attention is set)"
+    )
+    decoder = transformers.T5ForConditionalGeneration(transformers.T5Config(**CONFIGS["t5"])).get_decoder()
+    assert "packing serves T5's encoder, got a decoder alone" in message(ValueError, decoder)
+
+
+def test_accelerating_twice() -> None:
+    model = network("bert", "ForMaskedLM")
+    fast = accelerate(model)
+    words = "model must not be accelerated or packed already: nlp.restore(model) gives the original"
+    for again in (fast, fast.bert):
+        assert message(ValueError, again) == words
+        with pytest.raises(ValueError, match="^model must not be accelerated or packed already"), packed(again):
+            pass
+    with packed(model):
+        for again in (model, model.bert):
+            assert message(ValueError, again) == words
+            with pytest.raises(ValueError, match="^model must not be accelerated"), packed(again):
+                pass
+    accelerate(model)
+
+
+def test_arguments() -> None:
+    model = network("bert")
+    assert message(TypeError, model, prune=0.5) == "prune must be a policy such as nlp.Cascade, or None, got float"
+    assert message(TypeError, model, dtype=16) == "dtype must be a name or a torch dtype, got int"
+    assert message(ValueError, model, dtype="int8") == (
+        "dtype must be auto, fastest, fp32, fp16, bf16 or a torch dtype, got 'int8'"
+    )
+    for dtype in (torch.int8, torch.complex64, torch.float8_e5m2):
+        assert message(ValueError, model, dtype=dtype) == (
+            f"dtype must be float16, bfloat16, float32 or float64, got {str(dtype)[6:]}"
+        )
+    assert message(ValueError, model, task="mean") == "task must be one of auto, pool, cls, token, got 'mean'"
+    tagger = network("bert", "ForTokenClassification")
+    assert message(ValueError, tagger, prune=Everyone(), task="pool") == (
+        "task must be 'token' for BertForTokenClassification, whose head reads every token, got 'pool'"
+    )
+    for name in ("t5", "mpnet"):
+        text = message(ValueError, network(name), prune=Everyone())
+        assert text.startswith("prune must be None for ") and text.endswith("attention depends on distances in rows")
+
+
+def test_transformers_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("bert")
+    monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+    text = message(ImportError, model)
+    assert text.startswith("nlp needs transformers of at least 5.0: pip install 'trisparse[nlp]' (")
+    with pytest.raises(ImportError, match="at least 5.0"), packed(model):
+        pass
+
+
+def test_attention_matrices_are_refused() -> None:
+    fast = accelerate(network("bert"))
+    words = "^output_attentions must be False: a packed network never has the attention matrix; nlp.restore"
+    with pytest.raises(ValueError, match=words):
+        fast(**padded((3, 2)), output_attentions=True)
+    assert in_flight() is None
+    configured = network("bert", attention="eager")
+    configured.config.output_attentions = True
+    with pytest.raises(ValueError, match=words):
+        accelerate(configured)(**padded((3, 2)))
+
+
+HOLES = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "qwen3", "t5"])
+def test_masks_with_holes_run_padded(model_type: str) -> None:
+    model = network(model_type)
+    ids = padded((4, 4))["input_ids"]
+    with torch.inference_mode():
+        got, want = (m(input_ids=ids, attention_mask=HOLES).last_hidden_state for m in (accelerate(model), model))
+    torch.testing.assert_close(got[HOLES.bool()], want[HOLES.bool()], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_masks_of_four_axes_run_padded(model_type: str) -> None:
+    model = network(model_type)
+    ids = padded((4, 4))["input_ids"]
+    mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
+    mask[1, 0, 3, 1] = False
+    with torch.inference_mode():
+        got, want = (m(input_ids=ids, attention_mask=mask).last_hidden_state for m in (accelerate(model), model))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_pruned_network_runs_packed_or_not_at_all() -> None:
+    words = "^a pruned network cannot run here: "
+    ids = padded((4, 4))["input_ids"]
+    fast = accelerate(network("bert"), prune=Everyone(), task="cls")
+    with pytest.raises(ValueError, match=words + "attention_mask has holes between the tokens of a sequence$"):
+        fast(input_ids=ids, attention_mask=HOLES)
+    with pytest.raises(ValueError, match=words + r"attention_mask is \[2, 1, 4, 4\], not \[B, S\]$"):
+        fast(input_ids=ids, attention_mask=torch.ones(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=words + "a head reads the first column, which is padding"):
+        fast(**padded((4, 2), side="left"))
+    with pytest.raises(ValueError, match=words + "in training mode with attention dropout"):
+        accelerate(network("bert", attention_probs_dropout_prob=0.1).train(), prune=Everyone())(input_ids=ids)
+    assert in_flight() is None
+    language = accelerate(network("llama", "ForCausalLM"), prune=Everyone())
+    with pytest.raises(ValueError, match=words + "a key-value cache was given"):
+        language(input_ids=ids, past_key_values=transformers.DynamicCache())
+    # Without a cache there is one pass after the other over all tokens.
+    tokens = language.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=False)
+    assert tokens.shape == (2, 7)
