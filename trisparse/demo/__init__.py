@@ -1,4 +1,4 @@
-"""The demonstration: sweeps labelled, clips answered, each beside what others do, one page with pictures."""
+"""The demonstration: sweeps labelled, clips answered, texts embedded, beside what others do; one page with pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from trisparse import machine, segmenting, text
-from trisparse.demo import comparison, scenes, videos
+from trisparse.demo import comparison, language, scenes, videos
 from trisparse.demo.report import Page, write_page
 
 
 def run(folder: Path, model: str, compare: bool = True) -> Path:
-    """Label the sweeps, time the peers, answer the clips, print the findings, write all to `folder`; the page's path.
+    """Label the sweeps, time the peers, answer the clips, embed the texts, write all to `folder`; the page's path.
 
     Raises:
         ValueError, OSError: an unknown model, a folder that cannot be written to.
@@ -50,11 +50,19 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         print(text.table(shown_videos.cells(), videos.HEADER, left=2))
         for paragraph in filter(None, (shown_videos.caption, shown_videos.motion)):
             print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
+    print("\nLanguage: texts of uneven length embedded, padded, packed and pruned (half a minute)", flush=True)
+    texts = language.language(folder, lambda text: print(f"  {text}", flush=True))
+    skipped += texts.skipped
+    if texts.rows:
+        print(text.table(texts.cells(), language.HEADER, left=2))
+        for paragraph in (texts.caption, texts.finding):
+            print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
     print("".join(f"\nskipped: {reason}" for reason in skipped))
     page = Page(
         scenes=shown,
         comparison=table,
         videos=shown_videos,
+        language=texts,
         card=segmenter.model.card,  # type: ignore[arg-type]
         model=model,
         unlabelled=segmenting.why_unlabelled(segmenter),

@@ -11,6 +11,7 @@ from pointcloud.io.files import atomic_file
 from pointcloud.picture import class_colors
 from pointcloud.pretrained import ModelCard
 from trisparse.demo.comparison import HEADER, Comparison
+from trisparse.demo.language import Language
 from trisparse.demo.scenes import Labelled
 from trisparse.demo.videos import Videos
 
@@ -22,6 +23,7 @@ class Page:
     scenes: Sequence[Labelled]
     comparison: Comparison | None
     videos: Videos
+    language: Language
     card: ModelCard
     model: str
     unlabelled: str
