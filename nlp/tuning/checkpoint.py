@@ -1,0 +1,74 @@
+"""The state of a training run in one safetensors file, from which it goes on to the same end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nlp.model_files import replace_atomically
+
+_FORMAT = "trisparse finetuning 1"
+
+
+def write(path: Path, run: dict[str, Any], progress: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a file that appears whole or not at all.
+
+    Args:
+        run: what the run is: settings and fingerprints, as JSON knows them.
+        progress: how far it is.
+        tensors: parameters, the optimiser's moments, whatever else.
+    """
+    metadata = {"format": _FORMAT, "run": json.dumps(run), "progress": json.dumps(progress)}
+    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, lambda partial: save_file(state, partial, metadata=metadata))
+
+
+def load(path: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Progress and tensors of a file that `write` wrote for the same run; None where there is no file.
+
+    Raises:
+        ValueError: the file is none of a run, or of another one; the message names what differs.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"checkpoint must be a file of finetune, got {path}")
+            wrote = json.loads(metadata["run"])
+            differing = [key for key in {**run, **wrote} if run.get(key) != wrote.get(key)]
+            if differing:
+                key = differing[0]
+                raise ValueError(
+                    f"checkpoint {path} is of another run: its {key} is {wrote.get(key)!r}, here it is "
+                    f"{run.get(key)!r}; continue with the same arguments, or name another file"
+                )
+            return json.loads(metadata["progress"]), {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers, as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{name}": value for i, each in state.items() for name, value in each.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser what `optimizer_state` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimizer":
+            i, _, name = rest.partition(".")
+            state.setdefault(int(i), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
