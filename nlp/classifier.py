@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlp.embedder import Embedder, accelerated
+from nlp.embedder import Embedder, accelerated, parameter_dtype, tokens_left
 from nlp.model_files import did_you_mean, replace_atomically
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer
 from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
@@ -35,11 +35,13 @@ class TextAnswer:
         best: (class name, probability), the most probable first.
         tokens: tokens that the network saw, special tokens included.
         truncated: tokens of the text that it did not see, 0 unless overflow is "truncate".
+        kept: tokens that were left at the end, fewer than `tokens` where the network prunes.
     """
 
     best: list[tuple[str, float]]
     tokens: int
     truncated: int
+    kept: int
 
 
 class TextClassifier:
@@ -98,6 +100,11 @@ class TextClassifier:
         self._cutter = Cutter(tokenizer, length_limit(model, tokenizer, max_length), overflow)
         check_vocabulary(self._cutter, model)
         self._pad = pad_token(model, tokenizer)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the network computes."""
+        return parameter_dtype(self.model)
 
     @staticmethod
     def load(
@@ -196,23 +203,27 @@ class TextClassifier:
         return self._stream(texts, top)
 
     def _stream(self, texts: Iterable[str], top: int) -> Iterator[TextAnswer]:
-        for probability, tokens, truncated in self._probabilities(texts):
+        for probability, tokens, truncated, kept in self._probabilities(texts):
             order = np.argsort(-probability, kind="stable")[:top]
             best = [(self.labels[i], float(probability[i])) for i in order]
-            yield TextAnswer(best, tokens, truncated)
+            yield TextAnswer(best, tokens, truncated, kept)
 
-    def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Probabilities [C], tokens seen and tokens cut, of each text."""
+    def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
+        """Probabilities [C], tokens seen, tokens cut, and tokens left at the end, of each text."""
         for pieces in stream(self._cutter, texts, self._batch, self.max_tokens):
             counts = np.array([len(window.ids) for window, _ in pieces])
-            probability = counts @ np.stack([found for _, found in pieces]) / counts.sum()
-            yield probability, int(counts.sum()), sum(window.cut for window, _ in pieces)
+            probability = counts @ np.stack([found for _, (found, _) in pieces]) / counts.sum()
+            cut, kept = (sum(each) for each in zip(*((window.cut, kept) for window, (_, kept) in pieces)))
+            yield probability, int(counts.sum()), cut, kept
 
     @torch.no_grad()
-    def _batch(self, windows: list[Window]) -> list[np.ndarray]:
+    def _batch(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
+        """Probabilities [C] and tokens left, of each window of a batch."""
         ids, mask = padded(windows, self._pad, self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.double()
-        return list((logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu().numpy())
+        out = self.model(input_ids=ids, attention_mask=mask)
+        logits = out.logits.double()
+        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu().numpy()
+        return list(zip(probabilities, tokens_left(out, mask).tolist()))
 
 
 class EmbeddingClassifier(TextClassifier):
@@ -236,6 +247,10 @@ class EmbeddingClassifier(TextClassifier):
         self.labels = _names(labels, len(weight))
         self.weight, self.bias = weight.float(), bias.float()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedder.dtype
+
     def save(self, path: str | os.PathLike[str], results: dict[str, Any] | None = None) -> None:
         """Write head and card as a `.safetensors` file (not the network, which is named); it appears whole or not.
 
@@ -258,12 +273,12 @@ class EmbeddingClassifier(TextClassifier):
         metadata = {"card": json.dumps(stated)}
         replace_atomically(Path(path), lambda partial: save_file(state, partial, metadata=metadata))
 
-    def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int]]:
+    def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         weight, bias = self.weight.double().numpy(), self.bias.double().numpy()
         for found in self.embedder.stream(texts):
             logits = weight @ found.vector + bias
             exponential = np.exp(logits - logits.max())
-            yield exponential / exponential.sum(), found.tokens, found.truncated
+            yield exponential / exponential.sum(), found.tokens, found.truncated, found.kept
 
 
 def _logistic_regression(

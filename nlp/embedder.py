@@ -139,6 +139,11 @@ class Embedder:
         return int(self.model.config.hidden_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which the network computes."""
+        return parameter_dtype(self.model)
+
+    @property
     def max_length(self) -> int | None:
         """Tokens of the longest input, special tokens included; None for no limit."""
         return self._cutter.max_length
@@ -209,17 +214,31 @@ def pool(out: Any, mask: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
     Args:
         out: output with last_hidden_state [B, S, H], zeros where a token was dropped; kept where the network prunes.
         mask: int64 [B, S], ones before zeros.
+
+    Raises:
+        ValueError: the token that the pooling reads was dropped.
     """
     hidden = out.last_hidden_state
-    lengths = mask.sum(1)
-    kept = getattr(out, "kept", None)
-    kept = lengths if kept is None else kept[-1].to(lengths.device)
+    kept = tokens_left(out, mask)
     if pooling == "mean":
         return mean_pool(out, mask), kept
-    alive = has_state(out, mask)
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    column = torch.zeros_like(lengths) if pooling == "cls" else torch.where(alive, columns, -1).amax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), column].float(), kept
+    column = torch.zeros_like(kept) if pooling == "cls" else mask.sum(1) - 1
+    row = torch.arange(len(hidden), device=hidden.device)
+    if not bool(has_state(out, mask)[row, column].all()):
+        which, name = ("first", "cls") if pooling == "cls" else ("last", "sep")
+        raise ValueError(f"pooling {pooling!r} reads the {which} token, which the policy dropped: protect={name!r}")
+    return hidden[row, column].float(), kept
+
+
+def tokens_left(out: Any, mask: Tensor) -> Tensor:
+    """int64 [B]: the tokens of each sequence that were left at the end."""
+    kept = getattr(out, "kept", None)
+    return mask.sum(1) if kept is None else kept[-1].to(mask.device)
+
+
+def parameter_dtype(model: Any) -> torch.dtype:
+    """Of a network's parameters."""
+    return next((p.dtype for p in model.parameters()), torch.float32)
 
 
 def accelerated(model: Any, dtype: Any, prune: Any, task: str = "auto") -> Any:

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trisparse.embedding import DTYPES, OVERFLOWS, check_choice, place, whole
+from trisparse.embedding import (
+    OVERFLOWS,
+    check_choice,
+    computed_dtype,
+    counted,
+    counts,
+    in_options,
+    made_with,
+    place,
+    whole,
+)
+from trisparse.pruning import parse_prune
 from trisparse.reading import Reading
 from trisparse.sinks import Column, JsonLines, check_suffix, sink
 from trisparse.sources import Source
 from trisparse.texts import Job, Summary, model_fingerprint, run
-from trisparse.version import __version__
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -27,11 +37,13 @@ def classify(
     overflow: str = "truncate",
     batch_tokens: int = 8192,
     overwrite: bool = False,
+    prune: str | None = None,
+    download: bool = False,
 ) -> Summary:
     """Write a row for each document: JSON lines, csv or parquet; JSON lines on stdout where there is no output.
 
     Columns: file, row (from 0), id where the reading has an id column, label, probability, top (the best `top` labels
-    with their probabilities), tokens, truncated.
+    with their probabilities), tokens, truncated, and with `prune` kept, the tokens left at the end.
 
     Raises:
         ValueError, OSError: see `trisparse.texts.run`.
@@ -39,17 +51,24 @@ def classify(
     """
     if output is not None:
         check_suffix(output, SUFFIXES)
-    check_choice("--dtype", dtype, DTYPES)
     check_choice("--overflow", overflow, OVERFLOWS)
-    settings = {"model": model, "dtype": dtype, "max-length": max_length, "overflow": overflow, "top": top}
+    dtype = computed_dtype(dtype)
+    prune, policy = (None, None) if prune is None else parse_prune(prune)
+    settings = {
+        "model": model,
+        "dtype": dtype,
+        "max-length": max_length,
+        "overflow": overflow,
+        "prune": prune,
+        "top": top,
+    }
     refuse_long = overflow == "error"
     columns = [
         *place(reading),
         Column("label", "text"),
         Column("probability", "float"),
         Column("top", "scores"),
-        Column("tokens", "int"),
-        Column("truncated", "bool"),
+        *counted(prune),
     ]
 
     def load() -> Any:
@@ -57,7 +76,9 @@ def classify(
 
         cut = "truncate" if refuse_long else overflow
         options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
-        return TextClassifier.load(model, dtype=dtype, overflow=cut, max_tokens=batch_tokens, **options)
+        options.update(overflow=cut, max_tokens=batch_tokens)
+        with in_options(prune):
+            return TextClassifier.load(model, dtype=dtype, prune=policy, download=download, **options)
 
     def row(answer: Any) -> dict[str, Any]:
         label, probability = answer.best[0]
@@ -65,8 +86,7 @@ def classify(
             "label": label,
             "probability": round(probability, 6),
             "top": answer.best[:top],
-            "tokens": answer.tokens,
-            "truncated": bool(answer.truncated),
+            **counts(answer),
         }
 
     job = Job(
@@ -74,8 +94,9 @@ def classify(
         lambda _: JsonLines(columns) if output is None else sink(output, columns, SUFFIXES),
         row,
         {"command": "classify-text", **settings, **whole(reading), **model_fingerprint(model)},
-        lambda _: {"model": model, "dtype": dtype, "version": __version__, "overflow": overflow},
+        lambda _: made_with(model, dtype, overflow, prune),
         output,
         refuse_long,
+        prune is not None,
     )
     return run(job, sources, reading, overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from trisparse.options import Debug, Overwrite, Threads, errors, set_threads
+from trisparse.options import Debug, Dtype, Overwrite, Threads, errors, set_threads
 
 if TYPE_CHECKING:
     from trisparse.reading import Reading
@@ -58,7 +58,14 @@ Overflow = Annotated[
     str, typer.Option(help="Longer texts: truncate (and count), split into pieces that are averaged, or error.")
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens that are computed at a time.")]
-Dtype = Annotated[str, typer.Option(help="auto: the model's own; fp32; bf16: faster where the CPU has it, less exact.")]
+Prune = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Remove unimportant tokens of long texts from layer to layer, for speed: cascade[:KEEP] merge[:KEEP] (the "
+        "share that is left at the end), mass[:SHARE] (of the attention), threshold[:THETA] (times its mean)."
+    ),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch --model from the Hugging Face hub by its name.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -84,9 +91,11 @@ def embed(
     skip_bad: SkipBad = False,
     max_length: MaxLength = None,
     overflow: Overflow = "truncate",
+    prune: Prune = None,
     dtype: Dtype = "auto",
     batch_tokens: BatchTokens = 8192,
     threads: Threads = None,
+    download: Download = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -102,7 +111,8 @@ def embed(
         found = sources.plan(files, format, output)
         reading = _reading(found, column, id_column, whole_file, invalid, nulls, skip_bad, no_header, no_quotes)
         summary = embedding.embed(
-            found, reading, output, model, dtype, max_length, overflow, batch_tokens, overwrite
+            found, reading, output, model, dtype, max_length, overflow, batch_tokens, overwrite, prune,
+            download,
         )  # fmt: skip
     _report(summary, found, output)
 
@@ -129,9 +139,11 @@ def classify_text(
     skip_bad: SkipBad = False,
     max_length: MaxLength = None,
     overflow: Overflow = "truncate",
+    prune: Prune = None,
     dtype: Dtype = "auto",
     batch_tokens: BatchTokens = 8192,
     threads: Threads = None,
+    download: Download = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -149,7 +161,8 @@ def classify_text(
         found = sources.plan(files, format, output)
         reading = _reading(found, column, id_column, whole_file, invalid, nulls, skip_bad, no_header, no_quotes)
         summary = labelling.classify(
-            found, reading, output, model, top, dtype, max_length, overflow, batch_tokens, overwrite
+            found, reading, output, model, top, dtype, max_length, overflow, batch_tokens, overwrite, prune,
+            download,
         )  # fmt: skip
     _report(summary, found, output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 from pyarrow import parquet as pq
 
+from nlp import prune
 from trisparse import feed, sinks, sources, texts
 from trisparse.reading import Reading
 from trisparse.spool import Spool
@@ -91,9 +93,51 @@ def test_the_file(trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], 
         "trisparse.overflow": "truncate",
         "trisparse.max_length": "256",
     }
-    assert stub.loaded == [{"name": "m", "dtype": "bf16", "overflow": "truncate", "max_tokens": 99}]
+    assert stub.loaded == [
+        {"name": "m", "dtype": "bf16", "prune": None, "download": False, "overflow": "truncate", "max_tokens": 99}
+    ]
     assert result.stdout.startswith("50 rows, ") and f"wrote {out}" in result.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "out.parquet"]
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_auto_is_the_faster_dtype_of_this_machine(
+    trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    module = importlib.import_module("nlp.accelerate")  # the package has a function of that name
+    monkeypatch.setattr(module, "multiplies_bf16", lambda device: has_bf16)
+    out = tmp_path / "out.parquet"
+    stopped(trisparse, stub, "embed", text, "-o", out)
+    used = "bf16" if has_bf16 else "fp32"
+    assert trisparse("embed", text, "-o", out, "--dtype", used).exit_code == 0  # the same settings
+    assert [load["dtype"] for load in stub.loaded] == [used, used]
+    assert pq.read_schema(out).metadata[b"trisparse.dtype"] == used.encode()
+
+
+@pytest.mark.parametrize(
+    "given, written, policy",
+    [
+        ("merge:0.70", "merge:0.7", prune.Merge(0.7)),
+        ("cascade", "cascade:0.5", prune.Cascade(0.5)),
+        ("mass:0.95", "mass:0.95", prune.Mass(0.95)),
+        ("threshold:0.25", "threshold:0.25", prune.Threshold(0.25)),
+    ],
+)
+def test_pruning(
+    trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], given: str, written: str, policy: prune.Policy
+) -> None:
+    out = tmp_path / "out.parquet"
+    command = ["embed", text, "-o", out, "--prune"]
+    stopped(trisparse, stub, *command, given)
+    fails(trisparse("embed", text, "-o", out), f"other settings (prune {written!r}, now None)")
+    result = trisparse(*command, written)
+    assert result.exit_code == 0, result.stderr
+    check(out, expected(LINES))
+    assert [load["prune"] for load in stub.loaded] == [policy, policy]
+    assert pq.read_schema(out).metadata[b"trisparse.prune"] == written.encode()
+    assert [row["kept"] for row in rows(out)] == [2] * 50
+    tokens = sum(row["tokens"] for row in rows(out))
+    assert f"50 rows, {tokens} tokens (100 kept to the end, {100 / tokens:.0%}), " in result.stdout
 
 
 def test_several_files_and_formats(trisparse: Run, tmp_path: Path) -> None:
@@ -333,6 +377,12 @@ def test_stdin(tmp_path: Path, format: str, data: str) -> None:
         (["-o", "none/out.parquet"], "none/out.parquet: its folder none does not exist"),
         (["-o", "."], "--output must have a suffix"),
         (["--dtype", "fp8"], "--dtype must be one of auto, fp32, bf16, got 'fp8'"),
+        (["--prune", "cascad:0.5"], "--prune must be one of cascade[:KEEP], merge[:KEEP], mass[:SHARE], threshold"),
+        (["--prune", "cascad:0.5"], "got 'cascad:0.5'; did you mean 'cascade:0.5'?"),
+        (["--prune", "merge:"], "--prune merge:: a number expected after the colon, got ''"),
+        (["--prune", "merge:half"], "--prune merge:half: a number expected after the colon, got 'half'"),
+        (["--prune", "mass:nan"], "--prune mass:nan: a number expected"),
+        (["--prune", "merge:1.5"], "--prune merge:1.5: keep must lie above 0 and be at most 1, got 1.5"),
         (["--overflow", "wrap"], "--overflow must be one of truncate, split, error, got 'wrap'"),
         (["--invalid", "ignore"], "--invalid must be one of"),
         (["--nulls", "ignore"], "--nulls must be one of"),
@@ -342,7 +392,7 @@ def test_stdin(tmp_path: Path, format: str, data: str) -> None:
         (["--no-header"], "--no-header is for csv and tsv files"),
         (["--format", "csv", "--whole-file"], "--whole-file is for txt files"),
         (["--format", "csv", "--no-header"], "give the number of the text's column"),
-        (["--model", "unknown"], "got 'unknown'"),
+        (["--model", "unknown"], "error: --model must be a folder, a file or one of stub, got 'unknown'; --download"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -26,6 +26,7 @@ class Answer:
     best: list[tuple[str, float]]
     tokens: int
     truncated: int
+    kept: int
 
 
 def answer(text: str, limit: int) -> Answer:
@@ -33,7 +34,7 @@ def answer(text: str, limit: int) -> Answer:
     numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[: 4 * SIZE], np.uint32) / 2**32
     words = len(text.split())
     scores = sorted(zip("abcde", (numbers / numbers.sum()).tolist()), key=lambda pair: -pair[1])
-    return Answer(numbers.astype(np.float32), scores, min(words, limit - 2) + 2, max(0, words - limit + 2))
+    return Answer(numbers.astype(np.float32), scores, min(words, limit - 2) + 2, max(0, words - limit + 2), 2)
 
 
 class Stub:
@@ -58,7 +59,7 @@ class Stub:
     @classmethod
     def load(cls, name: str, **options: Any) -> Stub:
         if name == "unknown":
-            raise ValueError("name_or_path must be a folder, a file or one of stub, got 'unknown'")
+            raise ValueError("name_or_path must be a folder, a file or one of stub, got 'unknown'; download=True does")
         cls.loaded.append({"name": name, **options})
         return cls(options.get("max_length") or 256)
 
@@ -110,7 +111,9 @@ finally:
 
 def start(*arguments: object, seconds: float = 0.0, flush: float = 2.0, **options: Any) -> subprocess.Popen[str]:
     """A process of the command with the stub; its last line on stderr is its peak of memory in MiB."""
-    program = PROGRAM.format(seconds=seconds, flush=flush, arguments=[str(argument) for argument in arguments])
+    # A stated dtype: to find the faster one would load all of torch.
+    named = [*map(str, arguments), "--dtype", "fp32"]
+    program = PROGRAM.format(seconds=seconds, flush=flush, arguments=named)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", program],
