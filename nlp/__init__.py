@@ -11,6 +11,7 @@ from nlp.packer import BatchError, Packer
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
 from nlp.prune import Cascade, First, Mass, Merge, Random, Threshold, mean_pool
 from nlp.quantize import Quantized, quantize
+from nlp.tuning import Calibration, Candidate, CannotReach, calibrate, finetune
 
 if TYPE_CHECKING:
     from nlp.cache import PrunedCache
@@ -19,6 +20,9 @@ __all__ = [
     "Acceleration",
     "Agreement",
     "BatchError",
+    "Calibration",
+    "Candidate",
+    "CannotReach",
     "Cascade",
     "Embedder",
     "Embedding",
@@ -38,7 +42,9 @@ __all__ = [
     "TextClassifier",
     "Threshold",
     "accelerate",
+    "calibrate",
     "compare",
+    "finetune",
     "list_pretrained",
     "load_pretrained",
     "load_tokenizer",
