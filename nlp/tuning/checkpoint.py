@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ from nlp.model_files import replace_atomically
 _FORMAT = "trisparse finetuning 1"
 
 
+def check_place(path: Path) -> None:
+    """Make the folder of a file that will be written after minutes of work.
+
+    Raises:
+        ValueError: the path is a folder.
+        OSError: its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise ValueError(f"checkpoint must be the path of a file, got the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"checkpoint must lie in a folder that can be written, got {path}")
+
+
 def write(path: Path, run: dict[str, Any], progress: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a file that appears whole or not at all.
 
@@ -26,7 +41,6 @@ def write(path: Path, run: dict[str, Any], progress: dict[str, Any], tensors: di
     """
     metadata = {"format": _FORMAT, "run": json.dumps(run), "progress": json.dumps(progress)}
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, lambda partial: save_file(state, partial, metadata=metadata))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 import random
@@ -172,8 +173,10 @@ class _Run:
     ) -> None:
         self.steps = steps if minutes is not None or steps is not None else 200
         identity = self._identity(minutes)
-        if path is not None and (found := files.load(path, identity)) is not None:
-            self._resume(*found)
+        if path is not None:
+            files.check_place(path)
+            if (found := files.load(path, identity)) is not None:
+                self._resume(*found)
         began, first = time.monotonic(), self.step
         batches = self._batches(self.step)
         with tqdm(total=self.steps, initial=self.step, desc="finetuning", disable=not progress, unit="step") as bar:
@@ -301,8 +304,11 @@ def rate(step: int, steps: int | None, warmup: float) -> float:
     return min((step + 1) / rising, 0.5 + 0.5 * math.cos(math.pi * min(1.0, falling)))
 
 
-def _fingerprint(network: nn.Module) -> float:
-    return float(sum(p.detach().double().abs().sum() for p in network.parameters()))
+def _fingerprint(network: nn.Module) -> str:
+    found = hashlib.sha256()
+    for parameter in network.parameters():
+        found.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _long_enough(sample: Sample, min_tokens: int) -> Sample:

@@ -127,6 +127,8 @@ def test_checkpoints_of_other_runs_are_refused(texts: list[str], tmp_path: Path)
         tuned(tiny(), texts[:-1], steps=1, checkpoint=path)
     with pytest.raises(ValueError, match="of another run: its weights"):
         tuned(tiny(num_hidden_layers=2), texts, steps=1, checkpoint=path)
+    with pytest.raises(ValueError, match="must be the path of a file"):
+        tuned(tiny(), texts, steps=1, checkpoint=tmp_path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is damaged"):
         tuned(tiny(), texts, steps=1, checkpoint=path)
