@@ -1,4 +1,4 @@
-"""The attention function that serves PrunedCache, registered with transformers; for all other caches it changes nothing.
+"""The attention function that serves PrunedCache, registered with transformers; other caches are served as before.
 
 A PrunedLayer marks the keys that it hands on, and the mask carries the padding it was made of; the attention function
 reads both marks. Nothing is kept between calls.
@@ -39,7 +39,7 @@ def _attention_or_eager(
 ) -> tuple[Tensor, Tensor | None]:
     if hasattr(key, "trisparse_layer"):
         return _attention(module, query, key, value, attention_mask, **kwargs)
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -13,8 +13,8 @@ from nlp.cache.policies import Budget, HeavyHitters, Policy, RandomTokens, Recen
 from nlp.cache.segments import Segments, chance, smooth
 
 REFUSED_CROP = (
-    "PrunedCache cannot take tokens back: what was evicted for them is gone. Assisted decoding and everything else that "
-    "crops a cache need transformers' DynamicCache"
+    "PrunedCache cannot take tokens back: what was evicted for them is gone. Assisted decoding, and all else that "
+    "crops a cache, needs transformers' DynamicCache"
 )
 
 
@@ -29,6 +29,8 @@ class PrunedLayer(CacheLayerMixin):
     is_croppable = False
     is_sliding = False
     supports_early_init = False
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, index: int, policy: Policy, budget: Budget, heads: str, decoding: bool) -> None:
         super().__init__()
@@ -129,7 +131,6 @@ class PrunedLayer(CacheLayerMixin):
         self._waiting = False
         assert self.segments is not None  # set by update
         batch, _, length, size = q.shape
-        h = self.n_heads // self.n_parts
         if real is not None and bool(real.all()):
             real = None
         fresh = [length] * batch if real is None else real.sum(1).tolist()
@@ -146,12 +147,18 @@ class PrunedLayer(CacheLayerMixin):
             where = real[:, None].expand(-1, self.n_parts, -1)
             flat = [x[where] for x in (queries, new_keys, new_values, positions)]
         # Copies where they are parts of a larger tensor, which would stay in memory.
-        new = Segments(flat[1].contiguous(), flat[2].contiguous(), flat[3], flat[3].new_zeros(len(flat[3]), dtype=torch.float32), counts)
+        new = Segments(
+            flat[1].contiguous(),
+            flat[2].contiguous(),
+            flat[3],
+            flat[3].new_zeros(len(flat[3]), dtype=torch.float32),
+            counts,
+        )
         self.columns += length
         self.seen = [a + b for a, b in zip(self.seen, fresh)]
         old = self.segments
         window = self._window(window, length)
-        if window is not None and length == 1 and sum(old.counts):
+        if window is not None and length == 1 and any(old.counts):
             old = self._drop_before(old, [n - window for n in self.seen])
             window = None
         segments = old.append(new)
@@ -206,7 +213,9 @@ class PrunedLayer(CacheLayerMixin):
 
     def _drop_before(self, segments: Segments, firsts: list[int]) -> Segments:
         """Without the tokens of each row before a position: no later query sees them."""
-        per_segment = torch.tensor([first for first in firsts for _ in range(self.n_parts)], device=segments.keys.device)
+        per_segment = torch.tensor(
+            [first for first in firsts for _ in range(self.n_parts)], device=segments.keys.device
+        )
         owners = segments.owners()
         stays = segments.positions >= per_segment[owners]
         counts = torch.zeros_like(per_segment).index_add_(0, owners, stays.long()).tolist()
@@ -242,12 +251,11 @@ class PrunedLayer(CacheLayerMixin):
         device = scores.device
         offsets = torch.tensor([0, *sizes], device=device).cumsum(0)
         index, _ = ragged_topk(scores, offsets, torch.tensor(keep, device=device), sum(keep))
-        counts = keep
-        if pooled:
-            counts = torch.zeros(len(segments.counts), dtype=torch.int64, device=device)
-            counts = counts.index_add_(0, owners[index], torch.ones_like(index)).tolist()
         self.evicted = True
-        return segments.take(index, counts)
+        if not pooled:
+            return segments.take(index, keep)
+        left = torch.zeros(len(segments.counts), dtype=torch.int64, device=device)
+        return segments.take(index, left.index_add_(0, owners[index], torch.ones_like(index)).tolist())
 
     def _scores(self, segments: Segments, owners: Tensor) -> Tensor:
         if isinstance(self.policy, Recent):

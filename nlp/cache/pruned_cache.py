@@ -134,7 +134,7 @@ class PrunedCache(Cache):
 
 def _check_model(model: Any) -> Any:
     """The model's config; raises where PrunedCache cannot serve it."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if kind not in SUPPORTED or getattr(config, "is_encoder_decoder", False):
         raise ValueError(

@@ -63,21 +63,23 @@ class Segments:
         pairs = [(self.keys, new.keys), (self.values, new.values), (self.positions, new.positions)]
         pairs.append((self.scores, new.scores))
         if not sum(self.counts):
-            return Segments(*(b for _, b in pairs), counts)
+            return Segments(new.keys, new.values, new.positions, new.scores, counts)
         n = len(counts)
         if n and self.even and new.even:
             joined = [torch.cat([a.unflatten(0, (n, -1)), b.unflatten(0, (n, -1))], 1).flatten(0, 1) for a, b in pairs]
-            return Segments(*joined, counts)
+            return Segments(joined[0], joined[1], joined[2], joined[3], counts)
         # Copies of whole segments: an index over the tokens takes several times as long.
         joined = [
             torch.cat([x for both in zip(a.split(self.counts), b.split(new.counts)) for x in both]) for a, b in pairs
         ]
-        return Segments(*joined, counts)
+        return Segments(joined[0], joined[1], joined[2], joined[3], counts)
 
     def take(self, index: Tensor, counts: list[int]) -> Segments:
         """The tokens of an ascending index [M], so many in each segment."""
-        chosen = (x.index_select(0, index) for x in (self.keys, self.values, self.positions, self.scores))
-        return Segments(*chosen, counts)
+        keys, values, positions, scores = (
+            x.index_select(0, index) for x in (self.keys, self.values, self.positions, self.scores)
+        )
+        return Segments(keys, values, positions, scores, counts)
 
     def take_segments(self, index: Sequence[int]) -> Segments:
         """These segments, which may repeat."""
@@ -108,7 +110,13 @@ class Segments:
     def column_sums(self, q: Tensor, counts: list[int], scale: float, window: int | None) -> Tensor:
         """[T] fp32, the importance of `attend` alone."""
         return attention_column_sums(
-            q, self.keys, offsets_of(counts, q.device), offsets_k=self.offsets(), causal=True, window=window, scale=scale
+            q,
+            self.keys,
+            offsets_of(counts, q.device),
+            offsets_k=self.offsets(),
+            causal=True,
+            window=window,
+            scale=scale,
         )
 
     def _decode(self, q: Tensor, length: int, scale: float, importance: bool) -> tuple[Tensor, Tensor | None]:

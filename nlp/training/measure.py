@@ -90,7 +90,7 @@ def four_evicted(model: Any, windows: Tensor, prefill: int, draws: int = 4, batc
 def after_eviction(
     model: Any, windows: Tensor, prefill: int, policy: Policy, heads: str, keep: float, sinks: int, batch: int = 8
 ) -> tuple[float, float]:
-    """Perplexity of what follows `prefill` tokens once PrunedCache has evicted, and the share of memory that is left."""
+    """Perplexity of what follows `prefill` tokens once PrunedCache has evicted, and the share of tokens left."""
     total, left, full = 0.0, 0, 0
     for part in windows.split(batch):
         cache = PrunedCache(model, policy, keep=keep, sinks=sinks, recent=RECENT, heads=heads)
@@ -112,7 +112,9 @@ def eviction_table(model: Any, windows: Tensor, prefill: int, progress: bool = F
                 row[f"{keep:g}"] = round(after_eviction(model, windows, prefill, policy, heads, keep, sinks)[0], 3)
             table[f"{name}, {'sinks protected' if sinks else 'no sinks'}"] = row
             if progress:
-                print(f"{name:14s} sinks {sinks}  " + "  ".join(f"{keep} {p:8.3f}" for keep, p in row.items()), flush=True)
+                print(
+                    f"{name:14s} sinks {sinks}  " + "  ".join(f"{keep} {p:8.3f}" for keep, p in row.items()), flush=True
+                )
     return table
 
 

@@ -28,7 +28,7 @@ class Recipe:
     key_heads: int = 2
     feed_forward: int = 512
     context: int = 512
-    steps: int = 900
+    steps: int = 700
     batch: int = 8
     learning_rate: float = 3e-3
     warm_up: int = 100
@@ -39,7 +39,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
-        for name in ("vocabulary", "layers", "hidden", "heads", "key_heads", "feed_forward", "steps", "batch", "repeats_every"):
+        for name in (
+            "vocabulary",
+            "layers",
+            "hidden",
+            "heads",
+            "key_heads",
+            "feed_forward",
+            "steps",
+            "batch",
+            "repeats_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context < 2:

@@ -8,7 +8,6 @@ import pydoc
 import warnings
 import zlib
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 # Not documentation, or not the standard library's.

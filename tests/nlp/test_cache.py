@@ -12,7 +12,7 @@ import torch
 
 from nlp.cache import HeavyHitters, RandomTokens, Recent, SnapKV
 from tests.nlp import tiny_causal
-from tests.nlp.tiny_causal import FAMILIES, LENGTHS, PADDED, generate, prompts
+from tests.nlp.tiny_causal import FAMILIES, LENGTHS, generate, prompts
 
 transformers = pytest.importorskip("transformers")
 from nlp.cache import PrunedCache  # noqa: E402
@@ -167,6 +167,15 @@ def test_memory_really_shrinks(llama: Any) -> None:
     assert quarter.kept[0] == [[-(-n // 4)] * 2 if n > 7 else [max(-(-n // 4), min(n, 2))] * 2 for n in LENGTHS]
     kept = torch.tensor(quarter.kept)
     assert torch.equal(torch.tensor(quarter.evicted) + kept, torch.tensor(quarter.seen)[None, :, None].expand_as(kept))
+
+
+def test_values_do_not_hold_on_to_the_projection_they_are_part_of() -> None:
+    model = tiny_causal.build("gpt2")  # one product for queries, keys and values
+    cache = PrunedCache(model, Recent(), keep=1.0, heads="shared")
+    with torch.no_grad():
+        model(input_ids=prompts()[0], past_key_values=cache)
+    for layer in cache.layers:
+        assert layer.values.untyped_storage().nbytes() == layer.values.numel() * 4
 
 
 def test_pooled_heads_share_a_budget_unevenly(llama: Any) -> None:
