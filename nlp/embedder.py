@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nlp.architectures import parts_of
 from nlp.cards import ModelCard
 from nlp.pretrained import load_pretrained, load_tokenizer
+from nlp.prune.policy import Policy
 from nlp.prune.pooling import has_state, mean_pool
 from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
@@ -130,6 +132,8 @@ class Embedder:
         network.card = card
         # Refuses what does not fit before the network is worked on.
         plain = cls(network, tokenizer, **stated)
+        if plain.pooling == "last" and isinstance(prune, Policy):
+            prune = _keeping_last(prune, network)
         plain.model = accelerated(network, dtype, prune, "pool" if plain.pooling == "mean" else "cls")
         return plain
 
@@ -228,6 +232,14 @@ def pool(out: Any, mask: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
         which, name = ("first", "cls") if pooling == "cls" else ("last", "sep")
         raise ValueError(f"pooling {pooling!r} reads the {which} token, which the policy dropped: protect={name!r}")
     return hidden[row, column].float(), kept
+
+
+def _keeping_last(policy: Policy, network: Any) -> Policy:
+    """The policy, which protects the last token as well."""
+    names = policy.protect
+    if not is_dataclass(policy) or (names is None and parts_of(network).architecture.causal):  # it does
+        return policy
+    return replace(policy, protect=(*(("cls",) if names is None else names), "sep"))
 
 
 def tokens_left(out: Any, mask: Tensor) -> Tensor:

