@@ -1,7 +1,7 @@
 """Run a Hugging Face network on rows without padding: pack its inputs, hook its layers, give back padded outputs.
 
-The network's code stays as it is, but for the few methods in `nlp.written_out`. Hooks on the base model replace a padded
-batch [B, S] by one row of all live tokens [1, T] with their own positions; the attention registered in `nlp.attention`
+The network's code stays as it is, but for the few methods in `nlp.written_out`. Hooks on the base model replace a
+padded batch [B, S] by one row of all live tokens [1, T] with their own positions; the attention of `nlp.attention`
 finds the sequences' limits in the `Batch` in flight; a hook on the stack of layers gives its output back as [B, S, C],
 zeros at padding. Heads, poolers and losses see what they always saw.
 """
