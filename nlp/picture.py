@@ -229,7 +229,7 @@ def _laid_out(text: str, spans: Sequence[Sequence[int]]) -> tuple[list[_Piece], 
         length = sum(measure(part) for part, _ in run)
         if x and x + length > width:
             x, line = 0.0, line + 1
-        for part, token in run:
+        for part, token in _cut(run, measure, width):
             taken = measure(part)
             if x and x + taken > width:  # a word longer than a line
                 x, line = 0.0, line + 1
@@ -252,6 +252,18 @@ def _words(units: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
                 word.append((part, token))
     if word:
         yield word
+
+
+def _cut(run: Sequence[tuple[str, int]], measure: Any, width: float) -> Iterator[tuple[str, int]]:
+    """The same units, those that are longer than a line in parts: an unknown word is one token, however long."""
+    for text, token in run:
+        while len(text) > 1 and (taken := measure(text)) > width:
+            fitting = max(int(len(text) * width / taken), 1)
+            while fitting > 1 and measure(text[:fitting]) > width:
+                fitting -= 1
+            yield text[:fitting], token
+            text = text[fitting:]
+        yield text, token
 
 
 def _measure() -> Any:

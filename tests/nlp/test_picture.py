@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_every_letter_has_its_place() -> None:
     assert "".join(piece.text for piece in pieces) == "".join(text.split())
     assert {piece.token for piece in pieces} - {-1} == {i for i, (a, b) in enumerate(spans) if a < b}
     assert {piece.line for piece in pieces} == set(range(lines)) and lines > 2
-    for a, b in zip(pieces, pieces[1:]):
+    for a, b in pairwise(pieces):
         assert b.x + b.width <= 1600 - 56
         assert (b.line == a.line and b.x >= a.x + a.width - 1e-6) or (b.line == a.line + 1 and b.x == 56)
 

@@ -24,6 +24,7 @@ from trisparse.demo import comparison, peer, scenes, videos
 from trisparse.segmenting import load_segmenter
 
 from .conftest import save_tiny, street, write_clip
+from .test_demo_language import small_network
 
 Run = Callable[..., Any]
 SENSOR = Sensor("small", tuple(np.linspace(-25.0, 8.0, 16).tolist()), 90, 1.8, 60.0, 1.0, 0.02, 0.0, 200.0, 0.3)
@@ -47,6 +48,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(videos, "MOTIONS", (0, 3, 1))
     monkeypatch.setattr(videos, "ROUNDS", 1)
     monkeypatch.setattr(videos, "imagenet_weights", lambda: None)
+    pytest.importorskip("transformers")
+    small_network(monkeypatch)
     return data
 
 
@@ -61,13 +64,13 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model)
     assert result.exit_code == 0, result.stderr
     names = {"kitti.ply", "kitti.png", "report.html", "simulated.ply", "simulated.png"}
-    names |= {"carphone_pristine.png", "digits.mp4", "digits.png"}
+    names |= {"carphone_pristine.png", "digits.mp4", "digits.png", "dropped.png", "merged.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert result.stdout.rstrip().endswith(f"open {tmp_path / 'out' / 'report.html'}")
     assert "skipped: nuScenes" in result.stdout and "set TRISPARSE_DATA" in result.stdout
 
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     assert "mean IoU" in page and "nearer to the sensor than 1.2 m" in page and "Left out, and why" in page
     # Everything is in the page: nothing is fetched from elsewhere.
     assert not re.search(r"(src|href)=\"(https?:)?//", page)
@@ -76,7 +79,13 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     right = float((labelled.labels.numpy() == sweep.labels).mean())
     assert f"{right:.1%} of the points right" in result.stdout
     assert f"{100 * right:.1f} % of the points are right" in page
-    for row in ("kernel map", "convolution 3×3×3, 64 → 64", "MinkUNet 0.5, maps rebuilt", "pixels changed by"):
+    for row in (
+        "kernel map",
+        "convolution 3×3×3, 64 → 64",
+        "MinkUNet 0.5, maps rebuilt",
+        "pixels changed by",
+        "merged to 50%",
+    ):
         assert row in result.stdout and row in page
 
 
@@ -88,7 +97,7 @@ def test_demo_without_comparison_and_data(
     model = save_tiny(tmp_path / "<streets>.safetensors")
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model, "--no-compare")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("skipped: ") == 4  # two sweeps, spconv, the ImageNet network
+    assert result.stdout.count("skipped: ") == 5  # two sweeps, spconv, the ImageNet network, short sentences
     # Its classes are not the simulator's: there is no accuracy to speak of.
     assert "of the points right" not in result.stdout
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

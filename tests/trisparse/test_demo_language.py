@@ -73,7 +73,9 @@ def test_no_speed_up_for_a_wrong_result(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def wrong(model: Any, prune: Any = None, dtype: Any = "auto") -> Any:
         faster = accelerate(model, prune=prune, dtype=dtype)
         add = torch.nn.functional.one_hot(torch.tensor(3), 32) * 50.0
-        faster.register_forward_hook(lambda module, args, out: setattr(out, "last_hidden_state", out[0] + add.to(out[0])))
+        faster.register_forward_hook(
+            lambda module, args, out: setattr(out, "last_hidden_state", out[0] + add.to(out[0]))
+        )
         return faster
 
     monkeypatch.setattr(nlp, "accelerate", wrong)
@@ -124,6 +126,7 @@ def test_the_real_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     if language.NETWORK not in nlp.list_pretrained():
         pytest.skip(f"{language.NETWORK} is not installed")
     monkeypatch.setattr(language, "SECONDS", 0.0)
-    monkeypatch.setattr("trisparse.demo.passages.N_SECTIONS", 12)
+    monkeypatch.setattr("trisparse.demo.passages.N_SECTIONS", 8)
+    monkeypatch.setattr("trisparse.demo.passages.N_SENTENCES", 8)
     found = language.language(tmp_path, lambda text: None)
     assert all(row.agrees for row in found.rows)

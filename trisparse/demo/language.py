@@ -168,8 +168,8 @@ def _finding(rows: list[Row]) -> str:
         return "Not every way gave the right embeddings; those that did not have no speed-up."
     gain = same.median / merged.median
     return (
-        f"Most of what the dense network computes is padding ({rows[0].padding:.0%}); packed, it computes none and its "
-        f"answers are the same, {packed.speedup:.1f} times as fast with our layers. Pruning is another matter: it "
+        f"Of what the dense network computes, {rows[0].padding:.0%} is padding. Packed, it computes none, and with our "
+        f"layers gives the same answers {packed.speedup:.1f} times as fast. Pruning is another matter: it "
         f"leaves texts below {Merge().min_tokens} tokens alone, and of the longer ones each layer reads fewer tokens "
         f"than the one before. Merged to {KEEP:.0%} that is {gain:.2f} times the speed of packing alone, and it costs: "
         f"{1 - (merged.neighbours or 0):.0%} of the texts get another nearest neighbour. It pays for long texts and "
