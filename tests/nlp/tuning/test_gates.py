@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from nlp.accelerate import accelerate
 from nlp.architectures import parts_of
 from nlp.embedder import pool
-from nlp.prune import Threshold
+from nlp.prune import Plan, Policy, Threshold
 from nlp.tuning.gates import GatedThreshold, Gates, attach
 from tests.nlp import tiny_models
 
@@ -125,3 +125,37 @@ def test_the_policy_is_plain_and_keeps_the_other_settings() -> None:
         gates.theta.copy_(torch.tensor([0.5, -1.0]))
     gates.clamp_()
     assert gates.policy() == Threshold((0.0, 0.5, 0.0), score="exact", min_tokens=8)
+
+
+class Fading(GatedThreshold):
+    """Weighs every third token, from layer 1 on, by almost nothing instead of removing it."""
+
+    def plan(self, live: Any) -> None:
+        self.weight = torch.where(live.place() % 3 == 1, 1e-12, 1.0)
+        self.sequence, self.column = live.sequence(), live.column
+
+
+class Thinned(Policy):
+    """Removes the tokens that `Fading` fades."""
+
+    min_tokens, protect = 1, ()
+
+    def plan(self, live: Any) -> Plan | None:
+        if live.layer > 1:
+            return None
+        stays = live.place() % 3 != 1
+        return Plan(stays.nonzero()[:, 0], torch.nn.functional.pad(live.count(stays).cumsum(0), (1, 0)))
+
+
+def test_a_token_without_weight_is_a_removed_one() -> None:
+    batch = tiny_models.padded(LENGTHS)
+    fading = Fading(Gates(POLICY, 3))
+    faded = accelerate(tiny_models.network("bert").double(), prune=fading)
+    attach(parts_of(faded).layers, fading)
+    removed = accelerate(tiny_models.network("bert").double(), prune=Thinned())
+    with torch.no_grad():
+        got = fading.pooled(faded(**batch).last_hidden_state)
+        want = pool(removed(**batch), batch["attention_mask"], "mean")[0]
+        whole = pool(accelerate(tiny_models.network("bert").double())(**batch), batch["attention_mask"], "mean")[0]
+    torch.testing.assert_close(got.float(), want, atol=1e-5, rtol=0)
+    assert float((whole - want).abs().max()) > 0.05
