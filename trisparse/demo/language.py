@@ -31,10 +31,7 @@ KEEP, KEEP_SHOWN = 0.5, 0.4
 ROUNDS, SECONDS = 5, 24.0
 # The lowest mean cosine to the dense embeddings with which a row counts as right; what pruning loses is its price.
 LOSSLESS, ROUNDED, PRUNED = 0.99999, 0.999, 0.9
-HEADER = (
-    "way", "numbers", "tokens/s", "speed-up", "padding", "tokens at the end", "cosine to dense", "same neighbour",
-)  # fmt: skip
-
+HEADER = ("way", "numbers", "tokens/s", "speed-up", "padding", "kept", "cosine", "same neighbour")
 
 Batches = Sequence[tuple[list[int], dict[str, Tensor]]]
 
@@ -148,9 +145,9 @@ def language(folder: Path, say: Callable[[str], None]) -> Language:
         f"{len(found)} texts, sections of Python's own reference and single sentences, of {sizes[0]} to {sizes[-1]} "
         f"tokens, half of them below {sizes[len(sizes) // 2]}, in random order and batches of {BATCH} (sorted: "
         f"{SORTED_BATCH}). CPU time of the network alone on one thread, medians of rounds in turn. Dense is the "
-        "Hugging Face network as its users run it, every text padded to the longest of its batch. Cosine is the mean "
-        "over the texts of how near an embedding is to the dense one, same neighbour the share of texts whose most "
-        "similar other text is still the same."
+        "Hugging Face network as its users run it, every text padded to the longest of its batch. Kept is the share "
+        "of tokens alive in the last layer, cosine the mean over the texts of how near an embedding is to the dense "
+        "one, same neighbour the share of texts whose most similar other text is still the same."
     )
     return Language(rows, NETWORK, caption, _finding(rows), pictures, skipped)
 
