@@ -22,7 +22,7 @@ class Scheduled(Policy):
         keep: the share of its tokens that a sequence ends with, in (0, 1]: each drop keeps the same factor of what
             there is. Or the share of the original length that each layer reads, one per layer, never rising; the first
             is 1. A sequence's mean share is then what its layers cost.
-        layers: numbers of the layers, from 1, after which tokens are dropped; "auto" for all but the last.
+        layers: numbers of the layers, from 1, after which tokens leave; "auto" for a few early ones, see `drops`.
         protect: see `Policy`; protected tokens count, and stay whatever `keep` says.
         min_tokens: sequences that began with fewer tokens are left alone.
 
@@ -49,8 +49,16 @@ class Scheduled(Policy):
             ValueError: `keep` or `layers` do not fit so many layers.
         """
         keep: Any = self.keep
-        layers: Any = self.layers
+        layers: Any = self.drops(n_layers) if self.layers == "auto" else self.layers
         return shares(keep, layers, n_layers)
+
+    def drops(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that "auto" stands for: after a sixth and a half of the network.
+
+        With all-MiniLM-L6-v2 on newsgroups a few early drops were nearer to the dense embeddings than one after every
+        layer, at the same number of tokens computed and in less time.
+        """
+        return tuple(sorted({one for one in (max(1, round(n_layers / 6)), n_layers // 2) if 1 <= one < n_layers}))
 
     def check(self, n_layers: int, causal: bool) -> None:
         self.shares(n_layers)
@@ -70,7 +78,8 @@ class Cascade(Scheduled):
     Args:
         keep, layers, protect, min_tokens: see `Scheduled`.
         score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence.
-        accumulate: rank by the attention of all layers so far, and not by that of the last one alone.
+        accumulate: rank by the attention of all layers so far (SpAtten), and not by that of the last one alone, which
+            was nearer to the dense embeddings.
 
     Raises:
         ValueError: an argument outside of its range.
@@ -80,7 +89,7 @@ class Cascade(Scheduled):
 
     _: KW_ONLY
     score: str = "strided:32"
-    accumulate: bool = True
+    accumulate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,10 @@ class Merge(Scheduled):
     Source: the idea of bipartite merging with proportional attention, Token Merging (Bolya et al., 2023).
     """
 
+    def drops(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that "auto" stands for: all of the first half."""
+        return tuple(range(1, max(2, n_layers // 2 + 1)))[: max(n_layers - 1, 0)]
+
     def check(self, n_layers: int, causal: bool) -> None:
         super().check(n_layers, causal)
         if causal:

@@ -46,11 +46,10 @@ def check_schedule(keep: object, layers: object) -> tuple[float | tuple[float, .
 
 
 @functools.lru_cache(maxsize=256)
-def shares(keep: float | tuple[float, ...], layers: str | tuple[int, ...], n_layers: int) -> tuple[float, ...]:
+def shares(keep: float | tuple[float, ...], drops: tuple[int, ...], n_layers: int) -> tuple[float, ...]:
     """The share of its original tokens that a sequence has in each layer.
 
-    With one share it falls by the same factor at every drop, to `keep` after the last: on equal work that was nearer to
-    the dense network than falling by the same amount.
+    With one share it falls by the same factor after each of the layers `drops`, to `keep` after the last.
 
     Raises:
         ValueError: a number of shares that is not that of the layers, or a drop after the last layer.
@@ -59,7 +58,6 @@ def shares(keep: float | tuple[float, ...], layers: str | tuple[int, ...], n_lay
         if len(keep) != n_layers:
             raise ValueError(f"keep must hold one share for each of the {n_layers} layers, got {len(keep)}")
         return keep
-    drops = tuple(range(1, n_layers)) if isinstance(layers, str) else layers
     if drops and drops[-1] >= n_layers:
         raise ValueError(f"layers must lie between 1 and {n_layers - 1} in a network of {n_layers}, got {drops[-1]}")
     return tuple(keep ** (sum(drop <= layer for drop in drops) / max(len(drops), 1)) for layer in range(n_layers))

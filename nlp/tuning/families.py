@@ -32,10 +32,10 @@ def families(n_layers: int, causal: bool, min_tokens: int) -> list[Family]:
     """
     if n_layers < 2:
         return []
-    early = [max(1, n_layers // 6)]
+    early, each = [max(1, n_layers // 6)], list(range(1, n_layers))
     found = [
         Family("Cascade, one drop", lambda s: Cascade(1 - s, layers=early, min_tokens=min_tokens)),
-        Family("Cascade, every layer", lambda s: Cascade(1 - s, min_tokens=min_tokens)),
+        Family("Cascade, every layer", lambda s: Cascade(1 - s, layers=each, min_tokens=min_tokens)),
         Family("Mass", lambda s: Mass(1 - s, min_tokens=min_tokens)),
         Family("Threshold", lambda s: Threshold(_LARGEST_THETA * s, min_tokens=min_tokens)),
     ]
@@ -44,7 +44,7 @@ def families(n_layers: int, causal: bool, min_tokens: int) -> list[Family]:
     merging = [
         # Not more than half can merge at once.
         Family("Merge, one merge", lambda s: Merge(1 - s / 2, layers=early, min_tokens=min_tokens)),
-        Family("Merge, every layer", lambda s: Merge(1 - s, min_tokens=min_tokens)),
+        Family("Merge, every layer", lambda s: Merge(1 - s, layers=each, min_tokens=min_tokens)),
     ]
     return merging + found
 

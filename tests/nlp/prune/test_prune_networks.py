@@ -24,16 +24,17 @@ def shares(n: int, last: float) -> list[float]:
 
 
 def policy_of(name: str, n: int) -> tuple[Policy, oracle.Choice]:
-    least = {"min_tokens": LEAST}
+    least: dict[str, Any] = {"min_tokens": LEAST}
+    each: dict[str, Any] = {**least, "layers": list(range(1, n))}
     if name == "threshold":
         thetas = [1.1 * i / (n - 1) for i in range(n)]
         return Threshold(1.1, score="exact", **least), oracle.threshold(thetas)
     if name == "mass":
         return Mass(0.8, score="exact", **least), oracle.mass(0.8)
     if name == "merge":
-        return Merge(0.4, **least), oracle.merge(shares(n, 0.4))
+        return Merge(0.4, **each), oracle.merge(shares(n, 0.4))
     local = name == "local"
-    return Cascade(0.4, score="exact", accumulate=not local, **least), oracle.cascade(shares(n, 0.4), not local)
+    return Cascade(0.4, score="exact", accumulate=not local, **each), oracle.cascade(shares(n, 0.4), not local)
 
 
 def run(model: Any, **inputs: Any) -> Any:
@@ -134,7 +135,8 @@ def test_a_sequence_does_not_depend_on_its_batch(model_type: str, policy: Policy
 
 HEADED = [
     ("bert", "ForTokenClassification"), ("bert", "ForQuestionAnswering"), ("bert", "ForMaskedLM"),
-    ("modernbert", "ForTokenClassification"), ("distilbert", "ForQuestionAnswering"), ("roberta", "ForTokenClassification"),
+    ("modernbert", "ForTokenClassification"), ("distilbert", "ForQuestionAnswering"),
+    ("roberta", "ForTokenClassification"),
     ("llama", "ForCausalLM"), ("gpt2", "LMHeadModel"), ("qwen3", "ForTokenClassification"),
 ]  # fmt: skip
 
@@ -160,8 +162,8 @@ def test_heads_of_tokens_read_the_state_that_each_left_with(model_type: str, hea
         columns = live.nonzero()[:, 0]
         positions = columns if side == "left" and model_type != "roberta" else None
         want, state = oracle.pruned(
-            model.base_model, batch["input_ids"][row][live], choose if length >= LEAST else lambda _, s: torch.arange(s.n),
-            positions,
+            model.base_model, batch["input_ids"][row][live],
+            choose if length >= LEAST else lambda _, s: torch.arange(s.n), positions,
         )  # fmt: skip
         assert length < LEAST or int(state.alive.sum()) < length
         assert state.last is not None
@@ -266,12 +268,20 @@ def test_keeping_everything_changes_nothing() -> None:
         assert torch.equal(got.kept, want.kept)
 
 
+def test_schedules() -> None:
+    assert Cascade(0.25).shares(6) == (1, 0.5, 0.5, 0.25, 0.25, 0.25)
+    assert Random(0.25).drops(12) == (2, 6) and First(0.5).shares(1) == (1,) and Cascade(0.5).shares(2) == (1, 0.5)
+    assert Merge(0.125).shares(6) == (1, 0.5, 0.25, 0.125, 0.125, 0.125)
+    assert Merge(0.5).shares(1) == (1,) and Merge(0.5).shares(3) == (1, 0.5, 0.5)
+    assert First([1, 0.9, 0.2]).shares(3) == (1, 0.9, 0.2)
+
+
 def test_measures_only_where_it_must() -> None:
     for policy, wanted in (
-        (Cascade(0.5), [32, 32, 32, 32, 32, False]),
-        (Cascade(0.5, layers=[2, 4]), [32, 32, 32, 32, False, False]),
-        (Cascade(0.5, layers=[2, 4], accumulate=False), [False, 32, False, 32, False, False]),
-        (Cascade([1, 1, 0.5, 0.5, 0.5, 0.5], score="exact"), [True, True, False, False, False, False]),
+        (Cascade(0.5), [32, False, 32, False, False, False]),
+        (Cascade(0.5, layers=[2, 4], accumulate=True), [32, 32, 32, 32, False, False]),
+        (Cascade(0.5, layers=[2, 4]), [False, 32, False, 32, False, False]),
+        (Cascade([1, 1, 0.5, 0.5, 0.5, 0.5], score="exact", accumulate=True), [True, True, False, False, False, False]),
         (Threshold([0, 0, 0, 1, 0, 1], score="strided:8"), [False, False, 8, False, 8, False]),
         (Mass([1, 1, 0.9, 1, 1, 1], score="exact"), [False, True, False, False, False, False]),
         (Random(0.5), [False] * 6), (First(0.5), [False] * 6), (Merge(0.5), [False] * 6),
