@@ -8,6 +8,7 @@ from nlp.cards import ModelCard
 from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
 from nlp.embedder import Embedder, Embedding
 from nlp.packer import BatchError, Packer
+from nlp.picture import draw_survivors, survivors
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
 from nlp.prune import Cascade, First, Mass, Merge, Random, Threshold, mean_pool
 from nlp.quantize import Quantized, quantize
@@ -44,6 +45,7 @@ __all__ = [
     "accelerate",
     "calibrate",
     "compare",
+    "draw_survivors",
     "finetune",
     "list_pretrained",
     "load_pretrained",
@@ -53,6 +55,7 @@ __all__ = [
     "quantize",
     "restore",
     "save_pretrained",
+    "survivors",
 ]
 
 

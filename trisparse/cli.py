@@ -222,9 +222,9 @@ def demo(
     compare: Annotated[bool, typer.Option(help="Time spconv and ours side by side.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Label a simulated sweep and the real ones at hand, compare with spconv, write a page with pictures.
+    """Label sweeps, answer clips, embed texts, each beside what others do, and write a page with pictures.
 
-    Real sweeps are looked for in $TRISPARSE_DATA, else in ../shared/data.
+    Real sweeps and texts are looked for in $TRISPARSE_DATA, else in ../shared/data.
     """
     with errors(debug):
         from trisparse.demo import run

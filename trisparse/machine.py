@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
     from trisparse.version import __version__
 
     found = {"trisparse": __version__, "python": platform.python_version()}
-    for name in ("torch", "triton", "numba", "numpy", "spconv"):
+    for name in ("torch", "triton", "numba", "numpy", "transformers", "spconv"):
         version = _version(name)
         if version is not None:
             found[name] = version
