@@ -41,6 +41,8 @@ def read(source: Source, reading: Reading, log: Log | None = None) -> Iterator[D
 @contextmanager
 def _opened(source: Source, log: Log) -> Iterator[IO[bytes]]:
     if source.name == STDIN:
+        if sys.stdin is None:
+            raise ValueError(f"{STDIN}: standard input is closed")
         yield sys.stdin.buffer
         return
     with open(source.name, "rb") as file:
@@ -80,6 +82,9 @@ def _without_mark(data: bytes, source: Source) -> tuple[bytes, int]:
     """The first line without UTF-8's byte-order mark, and how long that was."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{source.name}: UTF-16 (its byte-order mark says), but UTF-8 expected")
+    begin = data[:100]
+    if len(begin) >= 4 and any(begin) and not (any(begin[::2]) and any(begin[1::2])):  # valid UTF-8, yet
+        raise ValueError(f"{source.name}: UTF-16 (every other byte is 0), but UTF-8 expected")
     mark = b"\xef\xbb\xbf"
     return (data[len(mark) :], len(mark)) if data.startswith(mark) else (data, 0)
 

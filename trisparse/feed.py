@@ -66,11 +66,12 @@ class ChangedError(ValueError):
 class Feed:
     """The documents that are left to answer, file after file; a file that fails is noted, and the next one follows.
 
-    Iterating gives pairs of a file's number and a document. `complain` hears of each failure.
+    Iterating gives pairs of a file's number and a document. `complain` hears of each failure, and
+    of what else is wrong with a second argument.
     """
 
     def __init__(
-        self, sources: Sequence[Source], reading: Reading, state: State, complain: Callable[[str], None]
+        self, sources: Sequence[Source], reading: Reading, state: State, complain: Callable[..., None]
     ) -> None:
         self.sources = sources
         self.failed: dict[int, str] = {}
@@ -97,6 +98,8 @@ class Feed:
                     yield i, document
                     if i in self.failed:  # by a text that the model may not take
                         break
+                else:
+                    self._check_still(i)
             except ChangedError:
                 raise
             except (ValueError, OSError) as error:
@@ -106,6 +109,11 @@ class Feed:
         """File `i` failed."""
         self.failed[i] = text.one_line(error)
         self._complain(self.failed[i])
+
+    def _check_still(self, i: int) -> None:
+        """Say of a file that it is not what it was when the run began; a log that grows is no error."""
+        if self.sources[i].fingerprint() != self._sizes[i]:
+            self._complain(f"{self.sources[i].name} has changed while it was read", "warning")
 
     def share(self) -> str:
         """`, 43 % read`, where that is known."""

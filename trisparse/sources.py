@@ -128,4 +128,7 @@ def _in_folder(folder: Path, output: Path | None) -> list[Source]:
             found.append(Source(path, told, gzipped))
     if not found:
         raise ValueError(f"{folder}: no text in this folder; expected files with a suffix of {' '.join(FORMATS)}")
-    return sorted(found, key=lambda source: source.name)
+    # Of a file and links to it one is read, the file where it has a name that tells.
+    found.sort(key=lambda source: (os.path.islink(source.name), source.name))
+    once = {os.path.realpath(source.name): source for source in reversed(found)}
+    return sorted(once.values(), key=lambda source: source.name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,8 +81,11 @@ class Spool:
             return
         try:
             fcntl.flock(self._pieces, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = self.partial.exists() and os.path.samestat(os.fstat(self._pieces.fileno()), self.partial.stat())
         except BlockingIOError:
-            raise FileExistsError(f"{self.partial} is being written by another run") from None
+            held = False
+        if not held:  # or another run has just ended, and removed it
+            raise FileExistsError(f"{self.partial} is being written by another run")
 
     def _resume(self, wanted: dict[str, Any]) -> int:
         """Where the pieces of the last whole mark end."""
@@ -109,12 +113,14 @@ class Spool:
 
     def append(self, piece: bytes, mark: Mapping[str, Any]) -> None:
         """Add a piece and say how far the work has come; both are on the disk when this returns."""
-        self._pieces.write(piece)
-        self._pieces.flush()
-        os.fsync(self._pieces.fileno())
+        with named(self.partial):
+            self._pieces.write(piece)
+            self._pieces.flush()
+            os.fsync(self._pieces.fileno())
+        with named(self._progress):
+            self._marks.write(json.dumps({"bytes": self._pieces.tell(), "mark": dict(mark)}) + "\n")
+            self._marks.flush()
         self.mark = dict(mark)
-        self._marks.write(json.dumps({"bytes": self._pieces.tell(), "mark": self.mark}) + "\n")
-        self._marks.flush()
 
     def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
         """Everything is done: the result gets its name, the rest is removed.
@@ -122,25 +128,33 @@ class Spool:
         Args:
             convert: writes the result to its second argument from the pieces in its first; else they are the result.
         """
-        self._release()
+        self._sync()
+        if fcntl is None:  # Windows renames no open file; elsewhere it stays locked until everything is in place
+            self._close()
         if convert is None:
             os.replace(self.partial, self.path)
         else:
             whole = self.path.with_name(self.path.name + ".new")
             try:
-                convert(self.partial, whole)
+                with named(whole):
+                    convert(self.partial, whole)
                 os.replace(whole, self.path)
             finally:
                 whole.unlink(missing_ok=True)
             self.partial.unlink()
         self._progress.unlink()
+        self._close()
 
-    def _release(self) -> None:
+    def _sync(self) -> None:
         if not self._pieces.closed:
-            self._pieces.flush()
-            os.fsync(self._pieces.fileno())
-        self._pieces.close()
-        self._marks.close()
+            with named(self.partial):
+                self._pieces.flush()
+                os.fsync(self._pieces.fileno())
+
+    def _close(self) -> None:
+        for file in (self._pieces, self._marks):
+            with suppress(OSError):  # of what could not be written before; the lock goes all the same
+                file.close()
 
     def __enter__(self) -> Spool:
         return self
@@ -149,10 +163,28 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What is unfinished stays for the next run, if it is anything at all."""
-        self._release()
+        try:
+            self._sync()
+        except OSError:
+            if error is None:
+                raise
+            # A full disk was said already; what did not fit has no mark.
+        finally:
+            self._close()
         if self.mark is None and self._progress.exists():
             self.partial.unlink(missing_ok=True)
             self._progress.unlink()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error of the system that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _shortened(words: str, longest: int = 300) -> str:

@@ -43,7 +43,7 @@ def csv_cells(lines: Iterable[Line], source: Source, reading: Reading, log: Log)
                     f"{where}: a quotation mark is opened and never closed{_quote_hint(reading)}"
                 ) from None
             row += 1
-            bad(f"{where}: {error}{_quote_hint(reading)}", reading, log, records.line_num - begun)
+            bad(f"{where}: {_explained(error, reading)}", reading, log, records.line_num - begun)
             continue
         if header_left:
             header_left = False
@@ -75,6 +75,12 @@ def _replaced(cell: str) -> str:
     return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _explained(error: csv.Error, reading: Reading) -> str:
+    if "new-line character" in str(error):
+        return "a carriage return that no line feed follows; lines must end in \\n or \\r\\n"
+    return f"{error}{_quote_hint(reading)}"
+
+
 def _quote_hint(reading: Reading) -> str:
     return " (where quotation marks are ordinary characters: --no-quotes)" if reading.quotes else ""
 
@@ -98,12 +104,12 @@ def _header(first: str, source: Source, reading: Reading, options: dict[str, Any
         try:
             cells = next(csv.reader([first], delimiter=delimiter, **options), [])
         except csv.Error as error:
-            wrong = str(error)
+            wrong = _explained(error, reading)
             continue
         names = [cell.strip() for cell in cells]
         found.append((reading.header and reading.column in names, len(names), delimiter, names))
     if not found:
-        raise ValueError(f"{source.name}, line 1: {wrong}{_quote_hint(reading)}")
+        raise ValueError(f"{source.name}, line 1: {wrong}")
     best = max(found, key=lambda entry: entry[:2])
     return best[2], best[3]
 
@@ -142,6 +148,10 @@ def parquet(source: Source, reading: Reading, log: Log) -> Iterator[Document]:
             for option, name in wanted.items():
                 if name not in file.schema_arrow.names:
                     raise ValueError(no_column(source.name, name, file.schema_arrow.names, option))
+                if file.schema_arrow.names.count(name) > 1:
+                    raise ValueError(
+                        f"{source.name}: {file.schema_arrow.names.count(name)} columns are called {name!r}"
+                    )
             kind = file.schema_arrow.field(reading.column).type
             if not _holds_text(kind):
                 raise ValueError(f"{source.name}: column {reading.column!r} holds {kind}, text expected")
@@ -151,13 +161,18 @@ def parquet(source: Source, reading: Reading, log: Log) -> Iterator[Document]:
             columns = list(dict.fromkeys(wanted.values()))
             for batch in file.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False):
                 texts = _as_bytes(batch.column(reading.column)).to_pylist()
-                names = batch.column(reading.id_column) if reading.id_column is not None else None
+                names = None if reading.id_column is None else _names(batch.column(reading.id_column))
                 for i, data in enumerate(texts):
                     where = f"{source.name}, row {row + i}"
                     text = null(where, reading, log) if data is None else _cell(data, where, reading, log)
-                    if text is not None:
-                        called = None if names is None else names[i].as_py()
-                        yield Document(source.name, row + i, text, None if called is None else str(called))
+                    if text is None:
+                        continue
+                    called = None if names is None else names[i]
+                    if isinstance(called, bytes):
+                        called = _cell(called, where, reading, log)
+                        if called is None:
+                            continue
+                    yield Document(source.name, row + i, text, None if called is None else str(called))
                 row += len(batch)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
@@ -182,8 +197,20 @@ def _holds_text(kind: Any) -> bool:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    known = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_null)
-    return any(test(kind) for test in known)
+    known = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+    # Views are younger than the oldest pyarrow that will do.
+    return any(getattr(types, f"is_{name}")(kind) for name in known if hasattr(types, f"is_{name}"))
+
+
+def _names(column: Any) -> list[Any]:
+    """Names as bytes where they are text, else as Python's numbers and the like."""
+    import pyarrow as pa
+
+    if _holds_text(column.type):
+        column = _as_bytes(column)
+    elif pa.types.is_temporal(column.type):  # finer than Python's times
+        column = column.cast(pa.string())
+    return list(column.to_pylist())
 
 
 def _as_bytes(column: Any) -> Any:
@@ -192,4 +219,5 @@ def _as_bytes(column: Any) -> Any:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+    small = (pa.string(), pa.binary(), pa.null())
+    return column.cast(pa.binary() if column.type in small else pa.large_binary())

@@ -168,8 +168,12 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
                 metadata = dict(job.metadata(model))
                 if failed:
                     metadata["failed"] = json.dumps({sources[i].name: error for i, error in failed.items()})
-                with stop.later(again=False):
-                    spool.finish(sink.converter(metadata))
+                try:
+                    with stop.later(again=False):
+                        spool.finish(sink.converter(metadata))
+                except Exception:
+                    _say_stopped(spool, overwrite)
+                    raise
         return Summary(failed, _counts(state, feed), seconds, tokens)
 
 
@@ -272,8 +276,7 @@ class _Worker:
         if self._spool is not None:
             self._spool.append(piece, self._state.mark())
         else:
-            sys.stdout.write(piece.decode())
-            sys.stdout.flush()
+            _print(piece.decode())
         self._head = b""
         self._flushed = time.perf_counter()
 
@@ -316,8 +319,19 @@ def _total(sources: Sequence[Source], reading: Reading) -> int | None:
         return None
 
 
-def _complain(message: str) -> None:
-    tqdm.write(f"trisparse: error: {message}", file=sys.stderr)
+def _print(rows: str) -> None:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: add --output")
+    try:
+        sys.stdout.write(rows)
+        sys.stdout.flush()
+    except OSError as error:  # as by `| head`; what is left in the buffer must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(f"standard output: {error.strerror}") from None
+
+
+def _complain(message: str, kind: str = "error") -> None:
+    tqdm.write(f"trisparse: {kind}: {message}", file=sys.stderr)
     sys.stderr.flush()
 
 

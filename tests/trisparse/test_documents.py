@@ -219,6 +219,19 @@ def test_utf16_is_named(tmp_path: Path) -> None:
             read(write(tmp_path, "a.txt", "hello".encode("utf-16")), invalid=invalid)
 
 
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark(tmp_path: Path, code: str) -> None:
+    with pytest.raises(ValueError, match=r"a\.txt: UTF-16 \(every other byte is 0\), but UTF-8 expected"):
+        read(write(tmp_path, "a.txt", "words\nand more\n".encode(code)))
+    nulls = "a\0\0b\n\0a\0b\nb\0\0\0\n"  # odd, but text
+    assert [text for _, text in read(write(tmp_path, "b.txt", nulls))] == nulls.splitlines()
+
+
+def test_carriage_returns_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.csv, line 1: a carriage return that no line feed follows; lines must"):
+        read(write(tmp_path, "a.csv", "text,n\rone,1\rtwo,2\r"))
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_nulls(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -257,6 +270,30 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"f\.parquet: not a parquet file that can be read"):
         data = (tmp_path / "a.parquet").read_bytes()
         read(write(tmp_path, "f.parquet", data[:8] + b"\x99" * (len(data) // 3) + data[8 + len(data) // 3 :]))
+
+
+def test_parquet_of_odd_types(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    values = ["one", "two", None]
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary_view(), pa.large_binary()):
+        for column in (pa.array(values).cast(kind), pa.array(["one", "two", None]).dictionary_encode()):
+            path = write_parquet(tmp_path / "a.parquet", {"text": ["a", "b", "c"], "id": column, "t": column})
+            assert [name for *_, name in read(path, id_column="id")] == values
+            assert read(path, column="t", nulls="skip") == [(0, "one"), (1, "two")]
+    times = pa.array([1, None, 3], pa.timestamp("ns"))
+    path = write_parquet(tmp_path / "b.parquet", {"text": ["a", "b", "c"], "id": times})
+    assert [name for *_, name in read(path, id_column="id")][:2] == ["1970-01-01 00:00:00.000000001", None]
+    path = write_parquet(tmp_path / "c.parquet", {"text": ["a", "b"], "id": pa.array([b"x", b"\xff"])})
+    with pytest.raises(ValueError, match=r"c\.parquet, row 1: not UTF-8 at byte 0 of the text \(0xff\)"):
+        read(path, id_column="id")
+    counts: dict[str, int] = {}
+    assert read(path, counts, id_column="id", invalid="skip") == [(0, "a", "x")]
+    assert counts == {"skipped for invalid UTF-8": 1}
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(ValueError, match=r"c\.parquet: 2 columns are called 'text'"):
+        read(path)
 
 
 def test_parquet_with_text_that_is_none(tmp_path: Path) -> None:
@@ -327,6 +364,18 @@ def test_plans(tmp_path: Path) -> None:
     assert [s.format for s in plan(folder / "notes.doc", format="csv")] == ["csv"]
     assert plan("-") == [sources.Source("-", "txt")]
     assert plan("-", format="jsonl") == [sources.Source("-", "jsonl")]
+
+
+def test_a_file_and_links_to_it_are_read_once(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "store").write_text("one")
+    (inner / "m.txt").write_text("two")
+    for name, target in {"a.txt": "m.txt", "z.txt": "m.txt", "b.txt": "../store", "c.txt": "../store"}.items():
+        (inner / name).symlink_to(target)
+    (inner / "loop").symlink_to(".")
+    found = [Path(source.name).name for source in sources.plan([str(inner)])]
+    assert found == ["b.txt", "m.txt"]
 
 
 def test_plans_that_cannot_be(tmp_path: Path) -> None:

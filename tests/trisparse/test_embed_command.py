@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import importlib
 import json
 import os
@@ -355,6 +357,70 @@ def test_row_groups(trisparse: Run, text: Path, tmp_path: Path, monkeypatch: pyt
     assert pq.ParquetFile(out).metadata.num_row_groups > 5
 
 
+def test_a_full_disk(
+    trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "FLUSH_ROWS", 4)
+    out = tmp_path / "out.parquet"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", full)
+        fails_late = trisparse("embed", text, "-o", out)
+    assert fails_late.exit_code == 2 and f"No space left on device: '{out}.new'" in fails_late.stderr
+    assert "the same command goes on" in fails_late.stderr and "holds 50 rows" in fails_late.stderr
+    assert not out.exists()
+    assert trisparse("embed", text, "-o", out).exit_code == 0
+    check(out, expected(LINES))
+    assert stub.seen == LINES  # nothing twice
+    count = []
+
+    def sync(file: int) -> None:
+        count.append(file)
+        if len(count) > 3:
+            full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trisparse.spool.os.fsync", sync)
+        result = trisparse("embed", text, "-o", out, "--overwrite")
+    assert result.exit_code == 2 and f"No space left on device: '{out}.partial'" in result.stderr, result.stderr
+    assert "holds 12 rows" in result.stderr
+    assert trisparse("embed", text, "-o", out).exit_code == 0
+    check(out, expected(LINES))
+
+
+def test_a_file_that_changes_while_it_is_read(trisparse: Run, tmp_path: Path, stub: type[Stub]) -> None:
+    path, out = tmp_path / "a.txt", tmp_path / "out.parquet"
+    path.write_text("\n".join(LINES) + "\n")
+
+    def slow(self: Stub, line: str) -> Any:
+        if line == LINES[3]:
+            with path.open("a") as file:
+                file.write("one more\n")
+        return answer(line, 256)
+
+    stub._answer = slow  # type: ignore[method-assign]
+    result = trisparse("embed", path, "-o", out)
+    assert result.exit_code == 0 and "trisparse: warning: " in result.stderr
+    assert "a.txt has changed while it was read" in result.stderr
+    assert len(rows(out)) in (50, 51)
+
+
+def test_closed_pipes(text: Path, tmp_path: Path) -> None:
+    if os.name != "posix":
+        pytest.skip("needs file descriptors of POSIX")
+    for command, closed, words in (
+        (["embed", "-", "-o", tmp_path / "out.parquet"], 0, "error: -: standard input is closed"),
+        (["classify-text", text, "--model", "m"], 1, "error: standard output is closed: add --output"),
+    ):
+        process = start(*command, preexec_fn=functools.partial(os.close, closed))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 2 and words in errors and "Traceback" not in errors, errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
 @pytest.mark.parametrize(
     "format, data",
     [("txt", "one\ntwo"), ("csv", "text,n\none,1\ntwo,2\n"), ("jsonl", '{"text": "one"}\n{"text": "two"}')],
@@ -440,6 +506,21 @@ def test_two_runs_at_once(trisparse: Run, text: Path, tmp_path: Path) -> None:
             )
         raise KeyboardInterrupt
     assert trisparse("embed", text, "-o", out).exit_code == 0
+
+
+def test_the_lock_holds_until_the_file_is_in_place(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out.parquet"
+
+    def convert(pieces: Path, whole: Path) -> None:
+        with pytest.raises(FileExistsError, match="is being written by another run"):
+            Spool(out, {})
+        whole.write_bytes(pieces.read_bytes())
+
+    with Spool(out, {}) as spool:
+        spool.append(b"rows", {})
+        spool.finish(convert)
+    assert out.read_bytes() == b"rows" and [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
