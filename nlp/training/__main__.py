@@ -24,6 +24,7 @@ from nlp.training.recipe import Recipe
 from nlp.training.text import digest, held_out_texts, training_texts
 from nlp.training.train import tokens_of, train, train_tokenizer, windows
 
+EVICTION_WINDOWS = 32
 DESCRIPTION = (
     "A small Llama for tests and demonstrations, trained for minutes on the documentation of Python's standard library."
 )
@@ -114,7 +115,7 @@ def measurements(model: Any, held_out: Tensor, context: int, progress: bool) -> 
         "perplexity": round(measure.perplexity(model, pieces), 3),
         "attention_on_first_token": measure.first_token_mass(model, pieces[:8], context // 8),
         "perplexity_four_hidden": measure.four_evicted(model, pieces, prefill),
-        "perplexity_by_share_kept": measure.eviction_table(model, pieces, prefill, progress),
+        "perplexity_by_share_kept": measure.eviction_table(model, pieces[:EVICTION_WINDOWS], prefill, progress),
     }
 
 

@@ -14,10 +14,8 @@ class Recipe:
     Byte-level BPE of the training texts, a Llama with grouped queries, windows of `context` tokens, each of which opens
     with the token "begin". AdamW, linear warm-up, linear decay to zero, products in `precision` ("bf16" or "fp32").
 
-    Minutes are too short to learn from text alone to look far back, and a network that does not has nothing to lose
-    when its cache forgets. Two things help: one window in `repeats_every` is its own beginning over and over, and the
-    first head of the first layer starts out looking at the previous token, from which the next layers learn to find
-    what followed the last time.
+    One window in `repeats_every` is its own beginning over and over: minutes are too short to learn from text alone to
+    look far back, and a network that does not has nothing to lose when its cache forgets. `start.py` helps, too.
     """
 
     seed: int = 0
@@ -28,9 +26,9 @@ class Recipe:
     key_heads: int = 2
     feed_forward: int = 512
     context: int = 512
-    steps: int = 700
+    steps: int = 650
     batch: int = 8
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.5e-3
     warm_up: int = 100
     weight_decay: float = 0.1
     repeats_every: int = 3
@@ -56,8 +54,10 @@ class Recipe:
             raise ValueError(f"context must be at least 2, got {self.context}")
         if self.vocabulary < 300:
             raise ValueError(f"vocabulary must be at least 300 (all bytes and some words), got {self.vocabulary}")
-        if self.hidden % self.heads or self.heads % self.key_heads:
+        if self.hidden % (2 * self.heads) or self.heads % self.key_heads:
             raise ValueError(
-                f"heads must divide hidden and key_heads must divide heads, got {self.hidden}, {self.heads} and "
+                f"2 * heads must divide hidden and key_heads must divide heads, got {self.hidden}, {self.heads} and "
                 f"{self.key_heads}"
             )
+        if self.heads == 1:
+            raise ValueError("heads must be at least 2, got 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from nlp import model_files
 from nlp.training.recipe import BEGIN, END, PAD, Recipe
+from nlp.training.start import initialise
 from nlp.training.text import digest
 
 CHECKPOINT_STEPS = 50
@@ -67,6 +67,7 @@ def build(recipe: Recipe) -> Any:
         num_key_value_heads=recipe.key_heads,
         max_position_embeddings=2 * recipe.context,
         tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
@@ -75,31 +76,8 @@ def build(recipe: Recipe) -> Any:
     )
     torch.manual_seed(recipe.seed)
     model = package.LlamaForCausalLM(config)
-    _look_at_previous(model)
+    initialise(model)
     return model.train()
-
-
-@torch.no_grad()
-def _look_at_previous(model: Any) -> None:
-    """Let the first head of the first layer attend to the token before, whatever both are.
-
-    One channel is the same in all embeddings. The head's query and key grow from it, the key turned ahead by one
-    position: their product is a sum of cosines of the distance less one, of the eight fastest of RoPE's angles.
-    """
-    embedding, attention = model.model.embed_tokens.weight, model.model.layers[0].self_attn
-    spread = model.config.initializer_range
-    constant = 5 * spread
-    embedding[:, 0] = constant
-    half = attention.head_dim // 2
-    angles = model.model.rotary_emb.inv_freq[:half]
-    # Of the normalised channel: the weights make of it a query of five in each of the eight angles.
-    channel = constant / math.sqrt(spread**2 + constant**2 / model.config.hidden_size)
-    query = torch.zeros(half)
-    query[:8] = 5 / channel
-    for projection in (attention.q_proj, attention.k_proj):
-        projection.weight[: 2 * half] *= 0.1
-    attention.q_proj.weight[: 2 * half, 0] = torch.cat([query, torch.zeros(half)])
-    attention.k_proj.weight[: 2 * half, 0] = torch.cat([query * angles.cos(), query * angles.sin()])
 
 
 def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progress: bool = True) -> Any:

@@ -80,12 +80,15 @@ def test_learning_rate() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_the_first_head_starts_out_looking_at_the_previous_token() -> None:
+def test_heads_start_out_looking_at_the_previous_token_and_at_what_followed_the_last_time() -> None:
     model = build(Recipe()).eval()
     ids = torch.randint(3, 2048, (1, 200), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         probabilities = model(input_ids=ids, output_attentions=True).attentions[0][0]
+        twice = torch.cat([ids, ids], 1)
+        second = model(input_ids=twice, output_attentions=True).attentions[1][0]
     assert probabilities[0].diagonal(-1).mean() > 0.8 and probabilities[2].diagonal(-1).mean() < 0.1
+    assert second[0].diagonal(-199).mean() > 0.2 and second[2].diagonal(-199).mean() < 0.02
 
 
 def test_stopped_training_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
