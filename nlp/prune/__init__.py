@@ -1,4 +1,8 @@
-"""Token pruning that removes tokens: between layers the rows of unimportant tokens leave the batch."""
+"""Token pruning that removes tokens: between layers the rows of unimportant tokens leave the batch.
+
+Those that stay keep their order, their positions and their rotary embeddings. A sliding window counts the tokens that
+are left, so that it reaches farther than before.
+"""
 
 from nlp.prune.cascade import Cascade, First, Random
 from nlp.prune.merge import Merge
