@@ -27,15 +27,15 @@ class Family:
 def families(n_layers: int, causal: bool, min_tokens: int) -> list[Family]:
     """What is tried by default: merging (where the network allows it), dropping, by share, attention and threshold.
 
-    One drop early on costs the least for what it saves, as all later layers gain and little is measured; many small
-    ones see what the layers have made of a token.
+    One drop early on costs the least for what it saves, as all later layers gain and little is measured: on 20
+    Newsgroups a merge after the first layer of six lost less than smaller ones after every layer, at every speed.
     """
     if n_layers < 2:
         return []
-    early, each = [max(1, n_layers // 6)], list(range(1, n_layers))
+    early = [max(1, n_layers // 6)]
     found = [
         Family("Cascade, one drop", lambda s: Cascade(1 - s, layers=early, min_tokens=min_tokens)),
-        Family("Cascade, every layer", lambda s: Cascade(1 - s, layers=each, min_tokens=min_tokens)),
+        Family("Cascade, its own layers", lambda s: Cascade(1 - s, min_tokens=min_tokens)),
         Family("Mass", lambda s: Mass(1 - s, min_tokens=min_tokens)),
         Family("Threshold", lambda s: Threshold(_LARGEST_THETA * s, min_tokens=min_tokens)),
     ]
@@ -44,8 +44,10 @@ def families(n_layers: int, causal: bool, min_tokens: int) -> list[Family]:
     merging = [
         # Not more than half can merge at once.
         Family("Merge, one merge", lambda s: Merge(1 - s / 2, layers=early, min_tokens=min_tokens)),
-        Family("Merge, every layer", lambda s: Merge(1 - s, layers=each, min_tokens=min_tokens)),
     ]
+    if n_layers > 2:
+        two = [early[0], early[0] + 1]
+        merging.append(Family("Merge, two merges", lambda s: Merge(1 - s, layers=two, min_tokens=min_tokens)))
     return merging + found
 
 
