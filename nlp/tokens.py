@@ -14,7 +14,8 @@ from nlp.cards import position_limit
 from nlp.packer import BatchError, Packer
 
 OVERFLOWS = ("truncate", "split", "error")
-CHUNK = 64  # texts that are tokenised at a time, on all threads
+CHUNK = 64  # texts that are tokenised at a time, on all threads,
+CHUNK_CHARACTERS = 1 << 20  # or fewer that have so many: tokenisers take some 90 bytes for each
 
 Result = TypeVar("Result")
 
@@ -84,9 +85,13 @@ class Cutter:
         problem: Exception | None = None
         while problem is None:
             fit: list[str] = []
+            characters = 0
             try:
                 for text in islice(source, CHUNK):
                     fit.append(self._prepared(first + len(fit), text))
+                    characters += len(text)
+                    if characters >= CHUNK_CHARACTERS:
+                        break
             except Exception as error:  # of the source itself as well: the texts before it count
                 problem = error
             if not fit and problem is None:

@@ -19,7 +19,12 @@ DTYPES = ("auto", "fp32", "bf16")
 OVERFLOWS = ("truncate", "split", "error")
 SUFFIXES = (".parquet",)
 # What the arguments of models are called on the command line.
-ARGUMENTS = {"name_or_path must": "--model must", "download=True": "--download", "max_length must": "--max-length must"}
+ARGUMENTS = {
+    "name_or_path must": "--model must",
+    "model must": "--model must",
+    "max_length must": "--max-length must",
+    "download=True": "--download",
+}
 
 
 def embed(
@@ -126,7 +131,7 @@ def in_options(prune: str | None) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         for argument, option in ARGUMENTS.items():
-            message = message.replace(argument, option)
+            message = re.sub(rf"(?<![-\w]){argument}", option, message)
         # What a policy says of a network begins with its own name.
         if prune is not None and re.match(r"(prune|keep|layers|theta|p) must|[A-Z]\w+ cannot serve", message):
             message = f"--prune {prune}: {message}"

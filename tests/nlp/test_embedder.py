@@ -209,6 +209,22 @@ def test_a_long_stream_takes_little_memory_and_answers_before_its_end() -> None:
     assert sum(1 for _ in stream) == 12_000 - 8001
 
 
+def test_few_long_texts_are_tokenised_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlp.tokens.CHUNK_CHARACTERS", 100)
+    embedder = tiny_embedder()
+    encode, taken = embedder._cutter._encode, []
+
+    def watched(texts: list[str]) -> list[list[int]]:
+        taken.append([len(text) for text in texts])
+        return encode(texts)
+
+    monkeypatch.setattr(embedder._cutter, "_encode", watched)
+    texts = [*["good " * 10] * 5, "bad " * 60, *["film"] * 70]
+    found = list(embedder.stream(texts))
+    assert [each.tokens for each in found] == [12] * 5 + [62] + [3] * 70
+    assert taken == [[50, 50], [50, 50], [50, 240], [4] * 25, [4] * 25, [4] * 20]
+
+
 def test_the_users_tokenizer_stays_as_it_was() -> None:
     tokenizer = tiny_models.tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(5)
