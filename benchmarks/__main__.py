@@ -42,10 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{work.name}: {work.summary}", flush=True)
         for case in cases:
             found: list[results.Row] = []
-            with harness.torch_threads(max(settings.threads)):
-                for trial in domain.cases[case](work, settings):
-                    found += harness.run(trial, settings, where)
-                    print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
+            try:
+                with harness.torch_threads(max(settings.threads)):
+                    for trial in domain.cases[case](work, settings):
+                        print(f"  {case}: {trial.shape}", file=sys.stderr, flush=True)
+                        found += harness.run(trial, settings, where)
+            except Unavailable as missing:
+                print(f"{case}, {name}: skipped, {missing}", flush=True)
+            if not found:
+                continue
             print(f"\n{case}, {work.name}\n{results.table(found)}", flush=True)
             rows += found
             if not options.quick:
@@ -63,7 +68,8 @@ def _parser(domain: Domain) -> argparse.ArgumentParser:
     parser.add_argument("--workload", type=_names(workloads), help=f"of {', '.join(workloads)}; default all")
     parser.add_argument("--dtype", type=_names(harness.DTYPES), default=("fp32", "bf16"), help="default fp32,bf16")
     parser.add_argument("--threads", type=_counts, default=(1, 2), help="of torch and ours; default 1,2")
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each competitor, taken in turn; default 7")
+    text = f"samples of each competitor, taken in turn; default {domain.rounds}"
+    parser.add_argument("--rounds", type=int, default=domain.rounds, help=text)
     if domain.quick_documents:
         text = "of each corpus; default what each case needs for its answer"
         parser.add_argument("--documents", type=_count, help=text)

@@ -19,6 +19,7 @@ class Domain:
         workloads: loaders; what they return has a `name` and a `summary`, and they raise Unavailable.
         quick: workloads of a quick run.
         only: the workloads of those cases that do not run on all.
+        rounds: samples of each competitor, by default.
         quick_documents: documents of each corpus in a quick run; 0 where workloads are no corpora.
         markdown: the tables for a README.
     """
@@ -28,6 +29,7 @@ class Domain:
     quick: Sequence[str]
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     quick_documents: int = 0
+    rounds: int = 7
     markdown: Callable[[Sequence[results.Row]], str] = results.markdown
 
     def runs(self, case: str, workload: str) -> bool:
@@ -54,7 +56,7 @@ def nlp() -> Domain:
     """Embedding, attention and the accuracy of pruned encoders on labelled texts."""
     from benchmarks import nlp as domain
 
-    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY, 24, domain.markdown)
+    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY, 24, rounds=3, markdown=domain.markdown)
 
 
 DOMAINS: dict[str, Callable[[], Domain]] = {"pointcloud": pointcloud, "video": video, "nlp": nlp}

@@ -15,8 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("torch", "triton", "numba", "numpy", "pytest")
 SETTINGS = ("--device", "cuda", "--dtype", "fp16,bf16,fp32", "--threads", "1", "--rounds", "15")
-# Of video, what needs no decoder.
-BENCHMARKS = (("pointcloud",), ("video", "--case", "shift,conv_update,networks"))
+# Of video, what needs no decoder; of language, what needs no trained encoder.
+BENCHMARKS = (
+    ("pointcloud",),
+    ("video", "--case", "shift,conv_update,networks"),
+    ("nlp", "--case", "attention", "--workload", "lengths"),
+)
 
 
 def main() -> int:

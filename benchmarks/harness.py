@@ -23,6 +23,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GEMM, COPY = "torch.mm (limit)", "torch.copy_ (limit)"
 # A sample shorter than this repeats the call, so that the clock and a waking thread weigh little.
 _MIN_SAMPLE_SECONDS = 0.005
+# A call this long is no shorter than a sample, however much of it is the first call's own.
+_LONG_SECONDS = 0.5
 # Threads of another competitor's pool spin for a moment after their last work; let them fall asleep.
 _PAUSE_SECONDS = 0.003
 
@@ -175,8 +177,8 @@ def _prepare(entry: _Entry, reference: Sequence[Tensor], device: str, once: bool
             if once:
                 entry.wall.append(seconds)
                 entry.cpu.append(cpu)
-            else:
-                seconds, _, _ = _time(call, 1, device)
+            elif seconds < _LONG_SECONDS:
+                seconds, _, _ = _time(call, 1, device)  # the first call compiles, too
         except Unavailable as missing:
             entry.row.status = f"skipped: {missing}"
             return

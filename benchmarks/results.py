@@ -23,7 +23,7 @@ VIDEO_BASELINES = (
     "decord", "every frame", "accelerated, dense", "zeros and slice copies", "library, dense", "NCHW, slice copies"
 )  # fmt: skip
 # Those of language, each in fp32 on the same number of threads.
-NLP_BASELINES = ("HF, arrival order", "padded SDPA", "probabilities, summed")
+NLP_BASELINES = ("HF, arrival order", "padded SDPA", "probabilities, summed", "boolean mask", "DynamicCache")
 
 
 @dataclass
@@ -33,7 +33,8 @@ class Row:
     Texts have more columns: `tokens` that the documents hold, the share of `padding` among the cells computed, the
     percentages of tokens `kept` alive before each layer and at the end, the mean `cosine` with the right embedding,
     `accuracy` in percent with its standard error, and its `change` in points from that of the unpruned model, with the
-    standard error of the difference over the same documents.
+    standard error of the difference over the same documents. Of generation `cache_mib` is the memory of keys and
+    values, `perplexity` that of held-out text, and `change` that of its logarithm, in hundredths.
     """
 
     case: str
@@ -63,6 +64,8 @@ class Row:
     accuracy_se: float | None = None
     change: float | None = None
     change_se: float | None = None
+    cache_mib: float | None = None
+    perplexity: float | None = None
     device: str = ""
     cpu: str = ""
     versions: str = ""
@@ -166,6 +169,8 @@ def _cells(row: Row, group: Sequence[Row]) -> dict[str, str]:
         "cosine": "" if row.cosine is None else f"{row.cosine:.4f}",
         "accuracy": with_error(row.accuracy, row.accuracy_se),
         "change": with_error(row.change, row.change_se, signed=True),
+        "cache MiB": _number(row.cache_mib),
+        "perplexity": _number(row.perplexity),
         "error": _number(row.error),
         "speed-up": f"{wall[0]:.2f} x {wall[1]}" if wall else "",
         "by CPU": f"{cpu[0]:.2f}" if cpu else "",

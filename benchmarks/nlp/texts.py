@@ -22,6 +22,8 @@ _VADER_MOVIES = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 # Larger than any file read here; a damaged header must not ask for all the memory.
 _LARGEST = 64 << 20
 _SEED = 0
+# The workload that is a distribution of lengths, and needs no model.
+LENGTHS = "lengths"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Corpus:
     shows: str
     test: Texts = field(repr=False)
     train: Texts = field(default_factory=Texts, repr=False)
-    documents: int = 256
+    documents: int = 96
     length: int = 0
 
     @property
@@ -134,7 +136,7 @@ def newsgroups() -> Corpus:
 def reuters() -> Corpus:
     """Reuters R8: 8 classes, half of the documents longer than 80 tokens."""
     train, test = _orange("reuters-r8")
-    return Corpus("r8", "Reuters R8, 8 classes", test, train, documents=512)
+    return Corpus("r8", "Reuters R8, 8 classes", test, train, documents=128)
 
 
 def movies() -> Corpus:
@@ -145,7 +147,7 @@ def movies() -> Corpus:
     split = len(texts) * 3 // 5
     train = texts.first(split)
     test = Texts(texts.texts[split:], texts.labels[split:])
-    return Corpus("movie", "film review snippets, sign of the rating", test, train, documents=1024)
+    return Corpus("movie", "film review snippets, sign of the rating", test, train, documents=256)
 
 
 def sst2() -> Corpus:
@@ -154,17 +156,28 @@ def sst2() -> Corpus:
         shuffled(parse_tsv(workloads.data_file(f"nlp/sst2/{part}.tsv").read_bytes(), f"{part}.tsv"))
         for part in ("train", "dev")
     )
-    return Corpus("sst2", "SST-2, positive or negative", test, train, documents=1024)
+    return Corpus("sst2", "SST-2, positive or negative", test, train, documents=256)
 
 
 def topics() -> Corpus:
     """Paragraphs of Python's own help, which is always there; no classes."""
+    found = [" ".join(part.split()) for page in _pages() for part in re.split(r"\n{2,}", page)]
+    return Corpus("topics", "paragraphs of Python's help", shuffled(Texts([part for part in found if len(part) > 40])))
+
+
+def lengths() -> Corpus:
+    """Whole pages of Python's help, 20 to some thousand words: lengths that are real, for values that are not."""
+    return Corpus(
+        LENGTHS, "as many tokens as pages of Python's help have words", shuffled(Texts(_pages())), documents=64
+    )
+
+
+def _pages() -> list[str]:
     try:
         from pydoc_data.topics import topics as pages
     except ImportError as error:  # some distributions leave it out
         raise Unavailable("this Python comes without its help texts (pydoc_data)") from error
-    found = [" ".join(part.split()) for page in pages.values() for part in re.split(r"\n{2,}", page)]
-    return Corpus("topics", "paragraphs of Python's help", shuffled(Texts([part for part in found if len(part) > 40])))
+    return list(pages.values())
 
 
 def full_length(length: int) -> Corpus:
@@ -199,6 +212,7 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
     "movie": movies,
     "sst2": sst2,
     "topics": topics,
+    LENGTHS: lengths,
     "32x128": functools.partial(full_length, 128),
     "32x512": functools.partial(full_length, 512),
 }

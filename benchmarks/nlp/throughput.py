@@ -15,24 +15,24 @@ from torch import Tensor
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.nlp import minilm
 from benchmarks.nlp.minilm import Documents
-from benchmarks.nlp.ours import OURS, PRUNED
-from benchmarks.nlp.peers import PEERS, Result, Way, alone
+from benchmarks.nlp.ours import OURS, PACKER, pruned, variants
+from benchmarks.nlp.peers import HF_ARRIVAL, HF_SORTED, PEERS, Result, Way, alone
 from benchmarks.nlp.texts import Corpus
 
 # Largest 1 - cosine of a document.
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-3, "int8": 0.5}
 _PRUNED_TOLERANCE = 2.0
-# Pruned are the corpora that are long enough for it to be worth anything, and movie reviews to show where it is not.
-PRUNED_CORPORA = ("20ng", "r8", "movie")
+# Those that are measured on every number of threads; all others on the smallest.
+MAIN = (HF_ARRIVAL, HF_SORTED, PACKER)
 
 
 def trials(corpus: Corpus, settings: Settings) -> Iterator[Trial]:
     """One trial: the corpus's documents through every way that there is."""
     documents = minilm.tokenize(corpus, corpus.test.first(settings.documents or corpus.documents))
     right = functools.cache(lambda: alone(documents))
-    ways = {**PEERS, **OURS}
-    if corpus.name in PRUNED_CORPORA:
-        ways |= PRUNED
+    timed = [one for one in variants(corpus.name, settings.documents) if one.timed]
+    fewer = {f"trisparse {one.name}": pruned(one) for one in timed}
+    ways = {**PEERS, **OURS, **fewer}
     mean = documents.tokens / max(1, len(documents.ids))
     yield Trial(
         case="throughput",
@@ -46,11 +46,12 @@ def trials(corpus: Corpus, settings: Settings) -> Iterator[Trial]:
                 threads,
                 functools.partial(way.build, documents, dtype, threads, settings.device),
                 lambda result: [1 - minilm.cosine(result.embeddings.cpu(), right())],
-                _PRUNED_TOLERANCE if name in PRUNED else TOLERANCE[dtype],
+                _PRUNED_TOLERANCE if name in fewer else TOLERANCE[dtype],
                 functools.partial(_columns, way, documents, right),
             )
             for threads in settings.threads
             for name, way in ways.items()
+            if threads == min(settings.threads) or name in MAIN
             for dtype in way.dtypes
             # int8 is what runtimes offer beside fp32 where they have no bf16.
             if dtype in settings.dtypes or (dtype == "int8" and settings.device == "cpu")

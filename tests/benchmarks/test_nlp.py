@@ -13,7 +13,7 @@ import torch
 from benchmarks import __main__, harness
 from benchmarks.harness import Settings
 from benchmarks.machine import conditions
-from benchmarks.nlp import accuracy, attention, minilm, ours, peers, report, throughput
+from benchmarks.nlp import accuracy, attention, attention_ways, generation, minilm, ours, peers, report, throughput
 from benchmarks.nlp.minilm import Documents
 from benchmarks.nlp.peers import HF_ARRIVAL, HF_SORTED, PEERS, Result, Way
 from benchmarks.nlp.texts import Corpus, Texts
@@ -142,9 +142,9 @@ def test_attention_agrees_and_the_estimate_says_how_far_off_it_is(tiny: None, mo
             statuses[trial.shape.split(":")[0], row.competitor, row.dtype] = row.status
     assert set(statuses.values()) == {"ok"}
     for dtype in ("fp32", "bf16"):
-        for name in (attention.PADDED, attention.LOOP, attention.NESTED, "trisparse"):
+        for name in (attention_ways.PADDED, attention_ways.LOOP, attention_ways.NESTED, "trisparse"):
             assert ("attention", name, dtype) in statuses
-        for name in (attention.EAGER, attention.SWAPPED, attention.ESTIMATE, "trisparse"):
+        for name in (attention_ways.EAGER, attention_ways.SWAPPED, attention_ways.ESTIMATE, "trisparse"):
             assert ("importance", name, dtype) in statuses
 
 
@@ -163,8 +163,8 @@ def test_accuracies_and_their_paired_change(tiny: None, monkeypatch: pytest.Monk
         return lambda: Result(torch.ones(len(documents.ids), 32), kept)
 
     monkeypatch.setattr(ours, "OURS", {ours.PACKER: PEERS[HF_SORTED]})
-    monkeypatch.setattr(ours, "VARIANTS", (ours.Variant("destroyed", lambda nlp: None),))
-    monkeypatch.setattr(ours, "way", lambda order, policy: Way(destroyed, ("fp32", "bf16")))
+    monkeypatch.setattr(ours, "VARIANTS", (ours.Variant("destroyed", lambda nlp: None, corpora=("tiny",)),))
+    monkeypatch.setattr(ours, "pruned", lambda variant: Way(destroyed, ("fp32", "bf16")))
     (trial,) = accuracy.trials(CORPUS, ONCE)
     rows = {(row.competitor, row.dtype): row for row in harness.run(trial, ONCE, conditions("cpu"))}
     assert {row.status for row in rows.values()} == {"ok"} and {row.rounds for row in rows.values()} == {1}
@@ -186,25 +186,126 @@ def test_tables_for_the_readme() -> None:
     base = Row("throughput", "20ng", "9 documents", HF_ARRIVAL, "fp32", 1, "ok", wall_ms=50.0, cpu_ms=40.0, rounds=2,
                tokens=200, padding=0.62, cosine=1.0, device="box")  # fmt: skip
     packed = replace(base, competitor=ours.PACKER, cpu_ms=10.0, padding=None, cosine=0.99999)
-    wrong = replace(base, competitor="CTranslate2, arrival order", dtype="int8", status="wrong", cpu_ms=None)
+    wrong = replace(base, competitor=peers.CT2_SORTED, dtype="int8", status="wrong", cpu_ms=None)
+    lossy = replace(packed, competitor="trisparse fast", dtype="bf16", cpu_ms=1.0)
+    fine = replace(lossy, competitor="trisparse fine", cpu_ms=5.0, cosine=0.97)
+    slow = replace(fine, competitor="trisparse slow", cpu_ms=6.0)
+    learned = replace(fine, competitor="trisparse fine, finetuned", cpu_ms=4.0)
     dense = Row("accuracy", "20ng", "x", HF_SORTED, "fp32", 2, "ok", accuracy=76.04, accuracy_se=0.7, change=0.0,
                 change_se=0.0, device="box")  # fmt: skip
-    pruned = replace(dense, competitor="trisparse Cascade 0.5", dtype="bf16", accuracy=75.0, change=-1.04,
-                     change_se=0.31, kept="100 50")  # fmt: skip
-    text = report.markdown([packed, wrong, base, pruned, dense, replace(base, threads=2, cpu_ms=1.0)])
-    assert text.splitlines() == [
-        "| 1000 tokens per CPU second (speed-up over HF, arrival order, fp32) | 20ng | cosine |",
-        "|---|---:|---:|",
-        "| padding in arrival order | 62% | |",
-        "| HF, arrival order fp32 | 5.00 | 1.0000 |",
-        "| CTranslate2, arrival order int8 | wrong |  |",
-        "| trisparse packed, Packer fp32 | 20.00 (4.00×) | 1.0000 |",
-        "",
-        "| accuracy, % (change, points; tokens alive before each layer and at the end, %) | 20ng |",
-        "|---|---:|",
-        "| HF, length-sorted fp32 | 76.0 ± 0.7 |",
-        "| trisparse Cascade 0.5 bf16 | 75.0 ± 0.7 (-1.0 ± 0.3; 100 50) |",
+    judged = [
+        replace(dense, competitor=row.competitor, dtype="bf16", change=change, change_se=0.31, kept="100 50")
+        for row, change in ((lossy, -1.04), (fine, -0.96), (slow, 0.0), (learned, -1.4))
     ]
+    other = replace(base, workload="r8", padding=0.73)
+    rows = [packed, wrong, base, lossy, learned, fine, slow, dense, *judged, replace(base, threads=2, cpu_ms=1.0)]
+    text = report.markdown([*rows, other, replace(packed, workload="r8", cpu_ms=20.0)])
+    assert text.splitlines() == [
+        "| 20 Newsgroups, 1 thread | tokens per CPU second | speed-up | cosine | accuracy, points |",
+        "|---|---:|---:|---:|---:|",
+        "| HF, arrival order fp32 | 5,000 |  | 1.0000 |  |",
+        "| trisparse packed, Packer fp32 | 20,000 | 4.00× | 1.0000 |  |",
+        "| trisparse fine bf16 | 40,000 | 8.00× | 0.9700 | -1.0 ± 0.3 |",
+        "| trisparse fine, finetuned bf16 | 50,000 | 10.00× | 0.9700 | -1.4 ± 0.3 |",
+        "",
+        "| tokens per CPU second | padding | HF, arrival order | HF, length-sorted | fastest fp32 peer | ours fp32 | "
+        "ours bf16 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| Reuters R8 | 73% | 5,000 |  | 5,000 (HF, arrival order) | 10,000 (2.00×) |  |",
+    ]
+    assert report.markdown([]) == ""
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, torch.Tensor]:
+    """A tiny Llama with random weights, and windows for it."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, attn_implementation="sdpa",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    return model, torch.randint(64, (5, generation.PROMPT + generation.NEW))
+
+
+def test_caches_are_timed_and_their_perplexities_paired(
+    language: tuple[object, torch.Tensor], monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.setattr(generation, "language_model", lambda: (language[0], None))
+    monkeypatch.setattr(generation, "held_out", lambda: language[1])
+    monkeypatch.setattr(generation, "PROMPT", 60)
+    monkeypatch.setattr(generation, "NEW", 8)
+    monkeypatch.setattr(generation, "held_out", lambda: language[1][:, :68])
+    settings = replace(ONCE, dtypes=("fp32",))
+    (trial,) = generation.trials(CORPUS, settings)
+    rows = {row.competitor: row for row in harness.run(trial, settings, conditions("cpu"))}
+    assert set(rows) == set(generation.caches()) and {row.status for row in rows.values()} == {"ok"}
+    full, whole = rows[generation.FULL], rows[generation.WHOLE]
+    assert full.change == full.change_se == 0 and full.tokens == 5 * 8
+    assert whole.perplexity == pytest.approx(full.perplexity, rel=1e-4)
+    assert full.cache_mib == 5 * 67 * 2 * 2 * 2 * 8 * 4 / 2**20  # all but the last token, keys and values of two layers
+    half, quarter = (rows[f"trisparse random {keep}"] for keep in (0.5, 0.25))
+    assert full.cache_mib > (half.cache_mib or 0) > (quarter.cache_mib or 0) > 0
+    assert quarter.error is not None and quarter.error > full.error and quarter.change_se
+    with torch.inference_mode():
+        logits = language[0](input_ids=language[1][:, :68]).logits  # type: ignore[operator]
+    right = torch.nn.functional.cross_entropy(logits[:, 59:67].flatten(0, 1), language[1][:, 60:68].flatten())
+    assert full.perplexity == pytest.approx(math.exp(right), rel=1e-4)
+    assert "| DynamicCache fp32 |" in report.markdown(list(rows.values()))
+
+
+def test_a_cache_that_forgets_what_it_should_keep_is_wrong(
+    language: tuple[object, torch.Tensor], monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    forgetful = generation.caches()["trisparse random 0.25"]
+    monkeypatch.setattr(generation, "language_model", lambda: (language[0], None))
+    monkeypatch.setattr(generation, "held_out", lambda: language[1])
+    monkeypatch.setattr(generation, "caches", lambda: {generation.FULL: forgetful})
+    settings = replace(ONCE, dtypes=("fp32",))
+    (trial,) = generation.trials(CORPUS, settings)
+    (row,) = harness.run(trial, settings, conditions("cpu"))
+    assert row.status == "wrong" and row.cpu_ms is None
+
+
+def test_made_up_rows_need_no_model(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(attention, "HEADS", 2)
+    monkeypatch.setattr(attention, "HEAD_SIZE", 32)
+    corpus = Corpus("lengths", "made-up", TEXTS, documents=6)
+    settings = replace(ONCE, dtypes=("fp32",))
+    statuses = {}
+    for trial in attention.trials(corpus, settings):
+        for row in harness.run(trial, settings, conditions("cpu")):
+            statuses[trial.shape.split(":")[0], row.competitor, row.dtype] = row.status
+    assert set(statuses.values()) == {"ok"}
+    assert {what for what, _, _ in statuses} == {"attention", "importance", "gradients", "compaction"}
+    assert ("gradients", "trisparse", "fp32") in statuses and ("compaction", "trisparse", "fp32") in statuses
+
+
+@pytest.mark.parametrize("what", ["gradients", "compaction"])
+def test_wrong_gradients_and_rows_are_seen(what: str, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    def reversed_keys(rows: attention_ways.Rows) -> attention_ways.Attention:
+        attend, inputs = attention_ways.loop(rows)
+        return attention_ways.Attention(lambda q, k, v: attend(q, k + 0.1 * q, v), inputs)
+
+    def first_half(rows: attention_ways.Rows) -> attention_ways.Call:
+        return lambda: rows.q.flatten(1)[: int(((rows.offsets.diff() + 1) // 2).sum())]
+
+    monkeypatch.setattr(attention, "ATTENTION", {"trisparse": reversed_keys})
+    monkeypatch.setattr(attention, "COMPACTION", {"trisparse": first_half})
+    corpus = Corpus("lengths", "made-up", TEXTS, documents=6)
+    trial = next(trial for trial in attention.trials(corpus, ONCE) if trial.shape.startswith(what))
+    rows = harness.run(trial, ONCE, conditions("cpu"))
+    assert {row.status for row in rows if row.competitor == "trisparse"} == {"wrong"}
+
+
+def test_variants_fit_their_corpora() -> None:
+    names = [one.name for one in ours.variants("20ng", 0)]
+    assert len(set(names)) == len(names) and any("finetuned" in name for name in names)
+    assert not any("finetuned" in one.name for one in ours.variants("20ng", 24))
+    assert {"Merge 0.5, short texts too"} < {one.name for one in ours.variants("movie", 0)}
+    assert ours.variants("32x128", 0) == []
 
 
 def test_documents_are_counted_for_corpora_alone(capsys: pytest.CaptureFixture[str]) -> None:
