@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from nlp.accelerate import Acceleration, Agreement, accelerate, compare, packed, restore
+from nlp.accelerate import Acceleration, accelerate, packed, restore
+from nlp.agreement import Agreement, compare
 from nlp.cache import HeavyHitters, Recent, SnapKV
 from nlp.cards import ModelCard
 from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier

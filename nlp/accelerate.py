@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nlp import attention
 from nlp.architectures import Parts, parts_of
@@ -33,7 +33,7 @@ class Acceleration:
 
     Attributes:
         original: the network it was made from, untouched.
-        dtype: of the parameters.
+        dtype: of the parameters when it was made.
         prune: the policy that removes tokens, or None.
         task: what the outputs are for.
         layers: which linear layers were replaced and which activations were fused.
@@ -76,10 +76,11 @@ def accelerate(
             that does not fit the model's head.
         ImportError: transformers is missing or older than 5.
 
-    Passes that cannot be packed run padded as the original would: training with attention dropout, decoding steps on a
-    filled cache, masks with holes or of four axes, and left padding where a pooler or head reads the first column.
-    `output_attentions` is refused. What reads the states of padding finds zeros: in a causal loss on a batch that is
-    padded on the left, leave out the label of each row's first token (-100).
+    Passes that cannot be packed run padded as the original would: training with attention dropout or gradient
+    checkpointing, what torch traces or exports, decoding steps on a filled cache, masks with holes or of four axes, and
+    left padding where a pooler or head reads the first column. `output_attentions` is refused. What reads the states of
+    padding finds zeros: in a causal loss on a batch that is padded on the left, leave out the label of each row's first
+    token (-100).
     """
     attention.register()
     parts = _parts(model)
@@ -195,62 +196,3 @@ def _set_attention(model: nn.Module, name: str) -> list[tuple[Any, str]]:
     for config, _ in before:
         config._attn_implementation_internal = name
     return before
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How near an accelerated network's outputs are to the original's.
-
-    Attributes:
-        cosine: of the mean states of each sequence over its live tokens, [N].
-        largest: largest difference of any state that both have.
-        kept: share of tokens alive at the end.
-    """
-
-    cosine: Tensor
-    largest: float
-    kept: float
-
-    def __str__(self) -> str:
-        if not len(self.cosine):
-            return "nothing compared"
-        return (
-            f"cosine {self.cosine.mean():.6f} (lowest {self.cosine.min():.6f}), largest difference {self.largest:.2g}, "
-            f"{self.kept:.0%} of tokens kept"
-        )
-
-
-def compare(model: nn.Module, accelerated: nn.Module, batch: Mapping[str, Tensor]) -> Agreement:
-    """Run both networks on one tokenised batch, and say how far they agree.
-
-    Args:
-        model: the original.
-        accelerated: made from it.
-        batch: input_ids [B, S], attention_mask [B, S], whatever else both take.
-
-    Raises:
-        ValueError: a batch without ids.
-    """
-    if "input_ids" not in batch:
-        raise ValueError(f"batch must hold input_ids, got {', '.join(batch) or 'nothing'}")
-    ids = batch["input_ids"]
-    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
-    with torch.inference_mode():
-        want, got = (_base(net)(**batch) for net in (model, accelerated))
-    kept = torch.zeros_like(mask)
-    rows = torch.arange(len(mask), device=mask.device)[:, None].expand_as(got.token_index)
-    alive = got.token_index >= 0
-    kept[rows[alive], got.token_index[alive]] = True
-    a, b = want.last_hidden_state.float(), got.last_hidden_state.float()
-    has = (b != 0).any(-1) & mask
-    pooled = [(x * m[..., None]).sum(1) / m.sum(1, keepdim=True).clamp(min=1) for x, m in ((a, mask), (b, has))]
-    difference = (a - b).abs()[has]
-    return Agreement(
-        torch.cosine_similarity(*pooled),
-        float(difference.max()) if difference.numel() else 0.0,
-        float(kept.sum() / mask.sum().clamp(min=1)),
-    )
-
-
-def _base(model: nn.Module) -> Any:
-    return getattr(model, "base_model", model)

@@ -69,6 +69,9 @@ def attention(
         [1, T, H, D], and no matrix.
     """
     batch = in_flight()
+    if batch is not None and not query.dtype == key.dtype == value.dtype:
+        # Under autocast, rotations by fp32 tables give fp32 queries and keys beside values of the lower precision.
+        query, key, value = (each.to(_product_dtype(value)) for each in (query, key, value))
     if batch is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -95,6 +98,12 @@ def attention(
         out, importance = out
     removal.record(importance, k.detach().float().mean(1) if removal.wants_keys() else None)
     return out[None], None
+
+
+def _product_dtype(value: Tensor) -> torch.dtype:
+    """What autocast computes attention in; without it the dtype of the values."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
 def _with_position_bias(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -43,6 +44,7 @@ _NO_COPY = (
     "an accelerated network cannot be copied or pickled: save_pretrained and state_dict save its weights; "
     "nlp.restore(model) gives the original, which can be copied and accelerated again"
 )
+Entry = TypeVar("Entry")
 # Networks with a head that run now, innermost last: their `Packing`, and what the base model's pass in them told.
 # Of this thread or task.
 _HEADS: ContextVar[tuple[tuple[Packing, Counts | None], ...]] = ContextVar("trisparse_nlp_heads", default=())
@@ -113,7 +115,7 @@ class Packing:
 
     def _begin(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         begun, call = self._packed(base, args, kwargs)
-        RUNNING.set((*RUNNING.get(), begun))
+        RUNNING.set((*_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self), begun))
         return None if begun.batch is None else ((), call)
 
     def _packed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Pass, Any]:
@@ -130,6 +132,10 @@ class Packing:
         given = ids if ids is not None else embeds
         if given is None or given.ndim < 2:
             return Pass(self, None), None  # the network itself says what is wrong
+        if _is_recorded():
+            if self.policy is not None:
+                raise ValueError("a pruned network cannot run here: torch traces or exports it")
+            return Pass(self, None), None
         shape = (given.shape[0], given.shape[1])
         live = mask.to(given.device).bool() if isinstance(mask, Tensor) and mask.shape == shape else None
         batch = batch_of(shape, live, given.device) if live is not None or mask is None else None
@@ -169,6 +175,8 @@ class Packing:
         """Why a pass must run on padded rows; empty where it can be packed."""
         if base.training and _has_attention_dropout(base):
             return "in training mode with attention dropout (model.eval(), or set its attention dropout to 0)"
+        if base.training and any(getattr(each, "gradient_checkpointing", False) for each in base.modules()):
+            return "with gradient checkpointing, which runs layers again outside of the pass"
         if call.get("encoder_hidden_states") is not None:
             return "encoder_hidden_states were given"
         past = call.get("past_key_values")
@@ -254,7 +262,9 @@ class Packing:
     # The whole network, whose output class is not the base model's.
 
     def _listen(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        _HEADS.set((*_HEADS.get(), (self, None)))
+        # Also what an interrupted pass of the base model has left, which the model's other parts must not find.
+        RUNNING.set(_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self))
+        _HEADS.set((*_before(_HEADS.get(), [owner for owner, _ in _HEADS.get()], self), (self, None)))
 
     def _tell(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         heads = _HEADS.get()
@@ -262,6 +272,15 @@ class Packing:
             return None  # a hook before ours failed
         _HEADS.set(heads[:-1])
         return None if output is None else with_counts(output, heads[-1][1])
+
+
+def _before(entries: tuple[Entry, ...], owners: list[object], owner: object) -> tuple[Entry, ...]:
+    """The entries before an owner's first one: a network never runs within itself, so that one was interrupted.
+
+    torch calls hooks after a KeyboardInterrupt no more.
+    """
+    first = next((i for i, each in enumerate(owners) if each is owner), len(entries))
+    return entries[:first]
 
 
 def _all_rows(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -280,6 +299,12 @@ def _wanted(call: dict[str, Any], base: nn.Module, name: str, default: bool) -> 
     """An option of a call, else of the configuration."""
     value = call.get(name)
     return bool(getattr(base.config, name, default) if value is None else value)
+
+
+def _is_recorded() -> bool:
+    """Whether operations are recorded for other inputs, whose numbers of tokens would be this one's for ever."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return torch.jit.is_tracing() or (exporting is not None and bool(exporting()))
 
 
 def _is_decoder(base: nn.Module) -> bool:

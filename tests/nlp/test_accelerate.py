@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nlp.accelerate import accelerate, compare, packed, restore
+from nlp.accelerate import accelerate, packed, restore
 from nlp.architectures import ARCHITECTURES
 from nlp.packing import in_flight
+from nlp.prune import Cascade
 from tests.nlp.tiny_models import network, padded, padding_id
 
 pytest.importorskip("transformers", minversion="5")
@@ -266,13 +267,70 @@ def test_training_with_attention_dropout_runs_padded() -> None:
     assert not run(fast, **batch).last_hidden_state[1, 4:].any()
 
 
-def test_compare_says_how_far_they_agree() -> None:
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_gradient_checkpointing_runs_padded_or_not_at_all(model_type: str) -> None:
+    """It runs layers again after the pass, when nothing tells where the sequences begin."""
+    options = {} if model_type == "llama" else dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    batch = padded((9, 4))
+    live = batch["attention_mask"][..., None]
+    gradients = []
+    for checkpointing in (False, True):
+        fast = accelerate(network(model_type, **options)).train()
+        if checkpointing:
+            fast.gradient_checkpointing_enable()
+        (fast(**batch).last_hidden_state * live).square().sum().backward()
+        gradients.append([p.grad for p in fast.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    pruned = accelerate(network(model_type, **options), prune=Cascade()).train()
+    pruned.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="^a pruned network cannot run here: with gradient checkpointing"):
+        pruned(**batch)
+
+
+def test_an_interrupted_pass_leaves_nothing_to_the_next() -> None:
+    """torch calls no more hooks after a KeyboardInterrupt."""
+    model = network("t5", "ForConditionalGeneration", decoder_start_token_id=0)
+    fast = accelerate(model)
+    batch = padded((9, 4), padding=padding_id(model))
+    decoder = {**batch, "decoder_input_ids": batch["input_ids"]}
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = fast.encoder.block[0].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(fast, **decoder)
+    handle.remove()
+    torch.testing.assert_close(run(fast, **decoder).logits, run(model, **decoder).logits, rtol=0, atol=1e-5)
+    assert in_flight() is None
+
+
+@pytest.mark.parametrize("prune", [None, Cascade(layers=[1], min_tokens=1)])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "modernbert", "gpt2"])
+def test_autocast(model_type: str, prune: Cascade | None) -> None:
+    model = network(model_type)
+    fast = accelerate(model, prune=prune)
+    batch = padded((9, 4), padding=padding_id(model))
+    live = batch["attention_mask"].bool()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, want = fast(**batch).last_hidden_state, model(**batch).last_hidden_state
+        if prune is None:
+            assert (got - want)[live].abs().max() < 0.1
+    got.float().sum().backward()
+    assert all(p.grad.isfinite().all() for p in fast.parameters() if p.grad is not None)
+
+
+def test_a_trace_serves_other_lengths() -> None:
+    """Traced packed, the numbers of tokens would be those of the example."""
     model = network("bert")
-    agreement = compare(model, accelerate(model), padded((9, 4, 0)))
-    assert agreement.largest <= 1e-5 and agreement.kept == 1.0
-    assert agreement.cosine[:2].min() > 1 - 1e-6
-    assert "100% of tokens kept" in str(agreement)
-    worse = compare(model, accelerate(model, dtype="bf16"), padded((9, 4)))
-    assert agreement.largest < worse.largest < 0.2
-    with pytest.raises(ValueError, match=r"^batch must hold input_ids, got attention_mask$"):
-        compare(model, accelerate(model), {"attention_mask": torch.ones(1, 1)})
+    fast = accelerate(model)
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, example_kwarg_inputs=padded((9, 4)), strict=False)
+        other = padded((5, 9))
+        got, want = traced(**other)["last_hidden_state"], model(**other).last_hidden_state
+        live = other["attention_mask"].bool()
+        torch.testing.assert_close(got[live], want[live], rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="^a pruned network cannot run here: torch traces"):
+            torch.jit.trace(accelerate(model, prune=Cascade()), example_kwarg_inputs=other, strict=False)
