@@ -21,7 +21,7 @@ from benchmarks.nlp.peers import HF_SORTED, Result
 from benchmarks.nlp.texts import Corpus, Texts
 from benchmarks.nlp.throughput import TOLERANCE, kept_text
 
-TRAIN, TEST = 2000, 1500
+TRAIN, TEST = 2000, 1000
 _STRENGTH = 10.0  # inverse regularisation; embeddings have length 1
 _PRUNED_TOLERANCE = 2.0
 

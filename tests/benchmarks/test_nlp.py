@@ -89,7 +89,12 @@ def test_wrong_embeddings_get_no_time(tiny: None, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(throughput, "PEERS", {HF_ARRIVAL: good, "swapped": Way(swapped, ("fp32",))})
     monkeypatch.setattr(throughput, "OURS", {})
-    (trial,) = throughput.trials(CORPUS, ONCE)
+    monkeypatch.setattr(throughput, "variants", lambda corpus, documents: [])
+    (brief,) = throughput.trials(CORPUS, replace(ONCE, threads=(1, 2)))
+    assert {(one.name, one.dtype, one.threads) for one in brief.competitors} == {
+        (HF_ARRIVAL, "fp32", 1), ("swapped", "fp32", 1)
+    }  # fmt: skip
+    (trial,) = throughput.trials(replace(CORPUS, name=throughput.FULL), ONCE)
     rows = {(row.competitor, row.dtype): row for row in harness.run(trial, ONCE, conditions("cpu"))}
     assert trial.shape.startswith("36 documents of ")
     for dtype in ("fp32", "bf16"):
