@@ -25,6 +25,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOKEN_HEADS = (
     "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel",
 )  # fmt: skip
+# Those that read the first one, or in causal networks the last.
+_ONE_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def accelerate(
         prune: which tokens go on from layer to layer (`Cascade`, `Threshold`, `Mass`, `Merge`); None for all.
         dtype: "auto" keeps the model's own; "fastest" is bf16 where the processor multiplies it; "fp32", "fp16",
             "bf16" or a torch dtype.
-        task: with `prune`, what the outputs are for: "pool" (dropped tokens are zeros, to be left out of a mean), "cls"
-            (only the first, or last, token is read), "token" (every input token has an output: its state when it left)
-            or "auto", by the model's head.
+        task: with `prune`, what the outputs are for: "pool" (dropped tokens are zeros, to be left out of a mean; a
+            pooler finds zeros where the policy drops the first token), "cls" (only the first, or last, token is read),
+            "token" (every input token has an output: its state when it left) or "auto", by the model's head.
 
     Raises:
         TypeError: not a Hugging Face network, a policy that is none, a dtype that is none.
@@ -139,11 +141,19 @@ def _task(model: nn.Module, prune: Policy | None, task: str) -> str:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     name = type(model).__name__
-    by_token = name.endswith(_TOKEN_HEADS)
+    read = ""  # by the head
+    if name.endswith(_TOKEN_HEADS) or (
+        name.endswith(_ONE_TOKEN_HEADS) and getattr(model.config, "classifier_pooling", "cls") == "mean"
+    ):
+        read = "token"
+    elif name.endswith(_ONE_TOKEN_HEADS):
+        read = "cls"
     if task == "auto":
-        return "token" if by_token else "cls" if name.endswith("ForSequenceClassification") else "pool"
-    if prune is not None and by_token and task != "token":
-        raise ValueError(f"task must be 'token' for {name}, whose head reads every token, got {task!r}")
+        return read or "pool"
+    if prune is not None and task != "token" and read not in ("", task):
+        tokens = "every token" if read == "token" else "one token"
+        allowed = "'token'" if read == "token" else "'cls' or 'token'"
+        raise ValueError(f"task must be {allowed} for {name}, whose head reads {tokens}, got {task!r}")
     return task
 
 

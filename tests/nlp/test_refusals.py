@@ -13,8 +13,9 @@ from torch import nn
 
 from nlp.accelerate import accelerate, packed
 from nlp.packing import in_flight
+from nlp.prune import Cascade, First
 from nlp.prune.policy import Live, Plan, Policy
-from tests.nlp.tiny_models import CONFIGS, network, padded
+from tests.nlp.tiny_models import CONFIGS, network, padded, padding_id
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -165,3 +166,33 @@ def test_a_pruned_network_runs_packed_or_not_at_all() -> None:
     # Without a cache there is one pass after the other over all tokens.
     tokens = language.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=False)
     assert tokens.shape == (2, 7)
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction"])
+def test_heads_that_read_one_token_never_lose_it(head: str) -> None:
+    everyone_else = Cascade(0.1, layers=[1], protect=("sep",), min_tokens=1)
+    fast = accelerate(network("bert", head), prune=everyone_else)
+    assert fast.acceleration.task == "cls"
+    ids = padded((9,))["input_ids"]
+    taken = fast(input_ids=ids[:, None] if head == "ForMultipleChoice" else ids)
+    assert 0 in taken.token_index
+    with pytest.raises(ValueError, match="^task must be 'cls' or 'token' for Bert"):
+        accelerate(network("bert", head), prune=everyone_else, task="pool")
+
+
+def test_heads_that_take_a_mean_get_every_token() -> None:
+    """Zeros of dropped tokens would count in ModernBERT's mean."""
+    model = network("modernbert", "ForSequenceClassification", classifier_pooling="mean")
+    policy = First(0.5, layers=[1], min_tokens=1)
+    fast = accelerate(model, prune=policy)
+    assert fast.acceleration.task == "token"
+    batch = padded((9, 4), padding=padding_id(model))
+    seen = []
+    fast.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    fast(**batch)
+    states = accelerate(model.base_model, prune=policy, task="token")(**batch).last_hidden_state
+    mask = batch["attention_mask"]
+    torch.testing.assert_close(seen[0], states.sum(1) / mask.sum(1, keepdim=True))
+    assert (states != 0).any(-1).sum() == 13
+    with pytest.raises(ValueError, match="^task must be 'token' for ModernBertForSequenceClassification"):
+        accelerate(model, prune=policy, task="cls")
