@@ -62,7 +62,7 @@ class Packer:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "look_ahead"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
     def batches(

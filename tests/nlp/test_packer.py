@@ -182,7 +182,7 @@ def test_resumes_after_the_results_that_came():
     assert sorted(positions) == list(range(37, 100))
 
 
-@pytest.mark.parametrize("value", [0, -5, 1.5, None, "8"])
+@pytest.mark.parametrize("value", [0, -5, 1.5, None, "8", True])
 @pytest.mark.parametrize("name", ["max_tokens", "look_ahead"])
 def test_arguments_are_checked(name, value):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value!r}"):
