@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 # torch's OpenMP threads must sleep between its loops: spinning, they hold the cores that our own threads need.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-values test-aot lint bench gpu-check train train-video clean
+.PHONY: demo test test-values test-aot lint bench gpu-check train train-video train-nlp clean
 
 demo: $(STAMP)
 	$(BIN)/trisparse demo $(DEMO_ARGS)
@@ -38,12 +38,16 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks video $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks nlp $(BENCH_ARGS)
 
-# The demonstration networks again, from nothing, with their held-out measurements: simulated sweeps, moving digits.
+# The demonstration networks again, from nothing, with their held-out measurements: simulated sweeps, moving digits,
+# Python's documentation.
 train: $(STAMP)
 	$(BIN)/python -m pointcloud.training -o pointcloud/weights/minkunet14-streets.safetensors $(TRAIN_ARGS)
 
 train-video: $(STAMP)
 	$(BIN)/python -m video.training -o video/weights/tsm-motion-digits.safetensors $(TRAIN_ARGS)
+
+train-nlp: $(STAMP)
+	$(BIN)/python -m nlp.training -o nlp/weights/llama-python-docs.safetensors $(TRAIN_ARGS)
 
 # No install and no network: the system Python brings torch, triton, numba, numpy and pytest.
 gpu-check:

@@ -8,6 +8,7 @@ from nlp.cache import HeavyHitters, Recent, SnapKV
 from nlp.cards import ModelCard
 from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
 from nlp.embedder import Embedder, Embedding
+from nlp.heads import head_importance, prune_heads
 from nlp.packer import BatchError, Packer
 from nlp.picture import draw_survivors, survivors
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
@@ -48,11 +49,13 @@ __all__ = [
     "compare",
     "draw_survivors",
     "finetune",
+    "head_importance",
     "list_pretrained",
     "load_pretrained",
     "load_tokenizer",
     "mean_pool",
     "packed",
+    "prune_heads",
     "quantize",
     "restore",
     "save_pretrained",

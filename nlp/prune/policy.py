@@ -121,11 +121,13 @@ def check_common(policy: Policy) -> None:
         ValueError: the fields' names, what was expected, what came.
     """
     least = policy.min_tokens
-    if type(least) is not int or least < 1:
-        raise ValueError(f"min_tokens must be a whole number of at least 1, got {least!r}")
+    if type(least) is not int or least < 0:
+        raise ValueError(f"min_tokens must be a whole number of at least 0, got {least!r}")
     names = policy.protect
     if names is None:
         return
+    if not isinstance(names, (str, list, tuple, set, frozenset)):
+        raise ValueError(f"protect must be names such as ('cls', 'recent:16'), or None, got {names!r}")
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         kind, colon, count = name.partition(":") if isinstance(name, str) else (None, "", "")

@@ -34,7 +34,7 @@ def check_schedule(keep: object, layers: object) -> tuple[float | tuple[float, .
         raise ValueError(f"keep must be a share, or one share for each layer, got {keep!r}")
     if not all(0 < one <= 1 for one in each):
         raise ValueError(f"keep must lie above 0 and be at most 1, got {keep!r}")
-    if layers == "auto":
+    if isinstance(layers, str) and layers == "auto":
         return share, "auto"
     if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
         raise ValueError(f"layers must be 'auto' or numbers of layers, got {layers!r}")
