@@ -56,7 +56,7 @@ def nlp() -> Domain:
     """Embedding, attention and the accuracy of pruned encoders on labelled texts."""
     from benchmarks import nlp as domain
 
-    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY, 24, rounds=3, markdown=domain.markdown)
+    return Domain(domain.CASES, domain.WORKLOADS, domain.QUICK, domain.ONLY, 24, rounds=2, markdown=domain.markdown)
 
 
 DOMAINS: dict[str, Callable[[], Domain]] = {"pointcloud": pointcloud, "video": video, "nlp": nlp}

@@ -19,9 +19,9 @@ from benchmarks.nlp import minilm, ours, peers
 from benchmarks.nlp.minilm import Documents
 from benchmarks.nlp.peers import HF_SORTED, Result
 from benchmarks.nlp.texts import Corpus, Texts
-from benchmarks.nlp.throughput import TOLERANCE, kept_text
+from benchmarks.nlp.throughput import TOLERANCE, kept_text, pruned_dtype
 
-TRAIN, TEST = 2000, 1000
+TRAIN, TEST = 2000, 800
 _STRENGTH = 10.0  # inverse regularisation; embeddings have length 1
 _PRUNED_TOLERANCE = 2.0
 
@@ -35,10 +35,10 @@ def trials(corpus: Corpus, settings: Settings) -> Iterator[Trial]:
     # In time the first competitor's own call: the unpruned embeddings take minutes, and all others need them.
     right = functools.cache(lambda: peers.PEERS[HF_SORTED].build(documents, "fp32", threads, device)().embeddings.cpu())
     judge = functools.cache(lambda: Judge(corpus, train, test, right(), device))
-    pruned_dtype = "bf16" if "bf16" in settings.dtypes else settings.dtypes[0]
-    ways = [(ours.PACKER, ours.OURS[ours.PACKER], dtype, TOLERANCE[dtype]) for dtype in settings.dtypes]
+    dtype = pruned_dtype(settings)
+    ways = [(ours.PACKER, ours.OURS[ours.PACKER], one, TOLERANCE[one]) for one in settings.dtypes]
     for variant in ours.variants(corpus.name, settings.documents):
-        ways.append((f"trisparse {variant.name}", ours.pruned(variant), pruned_dtype, _PRUNED_TOLERANCE))
+        ways.append((f"trisparse {variant.name}", ours.pruned(variant), dtype, _PRUNED_TOLERANCE))
     yield Trial(
         case="accuracy",
         workload=corpus.name,

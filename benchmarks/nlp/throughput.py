@@ -32,7 +32,7 @@ def trials(corpus: Corpus, settings: Settings) -> Iterator[Trial]:
     """One trial: the corpus's documents through every way that there is."""
     documents = minilm.tokenize(corpus, corpus.test.first(settings.documents or corpus.documents))
     right = functools.cache(lambda: alone(documents))
-    timed = [one for one in variants(corpus.name, settings.documents) if one.timed]
+    timed = [one for one in variants(corpus.name, settings.documents) if one.timed and corpus.name == FULL]
     fewer = {f"trisparse {one.name}": pruned(one) for one in timed}
     ways = {**PEERS, **OURS, **fewer}
     threads_of = {name: settings.threads if name in MAIN else settings.threads[:1] for name in ways}
@@ -61,11 +61,17 @@ def trials(corpus: Corpus, settings: Settings) -> Iterator[Trial]:
             for threads in threads_of[name]
             for dtype in way.dtypes
             if dtype != "bf16" or name in in_bf16
+            if name not in fewer or dtype == pruned_dtype(settings)
             # int8 is what runtimes offer beside fp32 where they have no bf16.
             if dtype in settings.dtypes or (dtype == "int8" and settings.device == "cpu")
         ],
         products=_products(documents) if corpus.length else (),
     )
+
+
+def pruned_dtype(settings: Settings) -> str:
+    """The dtype that pruned models are measured in: bf16 if it is asked for."""
+    return "bf16" if "bf16" in settings.dtypes else settings.dtypes[0]
 
 
 def _columns(way: Way, documents: Documents, right: Callable[[], Tensor], result: Result) -> Mapping[str, object]:
