@@ -16,7 +16,7 @@ from common_kernels import segment_reduce
 from nlp.accelerate import Acceleration, accelerate
 from nlp.architectures import parts_of, positions
 from nlp.cards import position_limit
-from nlp.classifier import _logistic_regression
+from nlp.classifier import _class_name, _logistic_regression
 from nlp.embedder import POOLING
 from nlp.packer import Packer
 from nlp.passes import RUNNING, Batch, Pass, batch_of
@@ -36,9 +36,6 @@ class ExitHeads:
         bias: float32 [E, C].
         labels: C names.
         pooling: what the heads read: "mean" over the tokens, "cls" (the first) or "last".
-
-    Raises:
-        ValueError: shapes that do not fit one another.
     """
 
     layers: tuple[int, ...]
@@ -46,12 +43,6 @@ class ExitHeads:
     bias: Tensor
     labels: tuple[str, ...]
     pooling: str
-
-    def __post_init__(self) -> None:
-        shape = [len(self.layers), len(self.labels)]
-        if self.weight.ndim != 3 or list(self.weight.shape[:2]) != shape or list(self.bias.shape) != shape:
-            got = f"{list(self.weight.shape)} and {list(self.bias.shape)}"
-            raise ValueError(f"weight and bias must be {[*shape, 'H']} and {shape}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -99,20 +90,16 @@ class ExitTrace:
 class EarlyExit:
     """Classifies texts in as few layers as each one needs.
 
-    A batch runs to the first exit; those sequences leave whose most probable class there has at least the probability
-    `confidence`. The survivors wait in a pool and go on together when it is full or the input ends, so that few
-    survivors of many batches fill one (unlike DeeBERT, Xin et al., 2020, and FastBERT, Liu et al., 2020). A sequence's
-    answer does not depend on its companions, up to rounding.
+    After each exit's layers those sequences leave whose most probable class has at least the probability `confidence`
+    (DeeBERT, Xin et al., 2020). The others wait in a pool and go on together when it is full or the input ends, so that
+    few survivors of many batches fill one. An answer does not depend on its companions, up to rounding.
 
     Args:
-        model: the network that the heads were fitted on, in eval mode. An accelerated one is taken as it is; another
-            one is accelerated in its own dtype, and not touched.
+        model: the network that the heads were fitted on, in eval mode; it is accelerated unless it is already.
         heads: what `fit_exits` made.
-        confidence: 0 or more; above 1 every sequence goes through all layers. The heads' probabilities are as well
-            calibrated as they are: choose it on held-out texts.
+        confidence: 0 or more, best chosen on held-out texts; above 1 every sequence goes through all layers.
         max_tokens: tokens of a batch and of a pool; a sequence that is longer goes alone.
-        tokenizer: the network's fast tokenizer; without it token ids are classified. Longer texts than card, tokenizer
-            (`model_max_length`) and positions allow are cut.
+        tokenizer: the network's fast tokenizer, at whose limit or the model's texts are cut; None for token ids.
 
     Raises:
         TypeError: not a Hugging Face network; heads that are none.
@@ -127,24 +114,22 @@ class EarlyExit:
         if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not confidence >= 0:
             raise ValueError(f"confidence must be a number of at least 0, got {confidence!r}")
         self._stages = _Stages(model, heads.layers, heads.pooling, max_tokens, tokenizer)
-        width = heads.weight.shape[2]
-        if heads.layers != self._stages.exits or width != self._stages.width:
+        exits, shape = self._stages.exits, [len(heads.layers), len(heads.labels), self._stages.width]
+        got = [list(heads.weight.shape), list(heads.bias.shape)]
+        if heads.layers != exits or got != [shape, shape[:2]]:
             raise ValueError(
-                f"heads must follow layers {self._stages.exits} of a network of {self._stages.width} channels, "
-                f"got {heads.layers} and {width}"
+                f"heads must follow layers {exits} with weight {shape} and bias {shape[:2]} for this model, "
+                f"got {heads.layers}, {got[0]} and {got[1]}"
             )
         self.heads, self.confidence = heads, confidence
         self._weight, self._bias = (each.double().to(self._stages.device) for each in (heads.weight, heads.bias))
 
     def classify(self, texts: Iterable[Any]) -> tuple[list[ExitAnswer], ExitTrace]:
-        """The answer for each text, in their order, and what was computed.
-
-        Args:
-            texts: str with a tokenizer; without one token ids, sequences of int or int tensors [S].
+        """The answer for each text (token ids [S] without a tokenizer), in their order, and what was computed.
 
         Raises:
             TypeError: a text that is no str, or token ids that are none; the message names the position.
-            ValueError: no token ids or too many, or one that the network does not know; likewise.
+            ValueError: token ids that are none, too many, or unknown to the network; likewise.
         """
         stages, heads = self._stages, self.heads
         answers: dict[int, ExitAnswer] = {}
@@ -208,30 +193,26 @@ def fit_exits(
     Raises:
         TypeError, ValueError: as `EarlyExit` and `classify`; fewer than two classes, or not one for each text.
     """
-    names = [str(label) for label in labels]
+    names = [_class_name(i, label) for i, label in enumerate(labels)]
     classes = sorted({*names})
     if len(classes) < 2:
         raise ValueError(f"labels must name two classes or more, got {', '.join(classes) or 'none'}")
     if not regularization > 0:
         raise ValueError(f"regularization must be above 0, got {regularization}")
     stages = _Stages(model, layers, pooling, max_tokens, tokenizer)
-    found: dict[int, list[Tensor]] = {}
+    order: list[int] = []
+    features: list[list[Tensor]] = [[] for _ in stages.exits]
     with torch.no_grad():
         for group in stages.batches(texts):
-            hidden, lengths = stages.embed(group), _lengths(group)
-            for stage in range(len(stages.exits)):
-                hidden, pooled = stages.run(stage, hidden, lengths)
-                for window, row in zip(group, pooled.cpu().unbind()):
-                    found.setdefault(window.text, []).append(row)
-    if len(found) != len(names):
-        raise ValueError(f"labels must be one for each text, got {len(names)} for {len(found)} texts")
-    target = torch.tensor([classes.index(name) for name in names])
-    heads = [
-        _logistic_regression(
-            torch.stack([found[i][stage] for i in range(len(names))]), target, len(classes), regularization, 500
-        )
-        for stage in range(len(stages.exits))
-    ]
+            order += [window.text for window in group]
+            hidden = stages.embed(group)
+            for stage, rows in enumerate(features):
+                hidden, pooled = stages.run(stage, hidden, _lengths(group))
+                rows.append(pooled.cpu())
+    if len(order) != len(names):
+        raise ValueError(f"labels must be one for each text, got {len(names)} for {len(order)} texts")
+    target = torch.tensor([classes.index(names[i]) for i in order])
+    heads = [_logistic_regression(torch.cat(rows), target, len(classes), regularization, 500) for rows in features]
     weight, bias = (torch.stack(each) for each in zip(*heads))
     return ExitHeads(stages.exits, weight, bias, tuple(classes), pooling)
 
@@ -245,7 +226,8 @@ class _Stages:
         self.packer, self.pooling, self.max_tokens = Packer(max_tokens), pooling, max_tokens
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if isinstance(kind, str) and (kind not in SUPPORTED or getattr(model.config, "is_decoder", False)):
-            raise ValueError(f"model must be an encoder of model_type {', '.join(SUPPORTED)}, got {kind!r}")
+            what = f"{kind}{' as a decoder' * (kind in SUPPORTED)}"
+            raise ValueError(f"model must be an encoder of model_type {', '.join(SUPPORTED)}, got {what}")
         if isinstance(kind, str) and model.training:
             raise ValueError("model must be in eval mode, got one in training: model.eval()")
         made = getattr(model, "acceleration", None)
