@@ -140,7 +140,14 @@ def test_fit(pooling: str) -> None:
     model, tokenizer = tiny_models.bert(num_hidden_layers=3), tiny_models.tokenizer()
     texts, labels = separable(400)
     heads = fit_exits(
-        model, texts[:300], labels[:300], layers=[1], tokenizer=tokenizer, pooling=pooling, regularization=0.01
+        model,
+        texts[:300],
+        labels[:300],
+        layers=[1],
+        tokenizer=tokenizer,
+        pooling=pooling,
+        max_tokens=100,
+        regularization=0.01,
     )
     assert heads.layers == (1, 3) and heads.labels == ("bad", "good") and heads.pooling == pooling
     assert not heads.weight.requires_grad and heads.weight.dtype == torch.float32
