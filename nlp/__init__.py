@@ -7,6 +7,7 @@ from nlp.agreement import Agreement, compare
 from nlp.cache import HeavyHitters, Recent, SnapKV
 from nlp.cards import ModelCard
 from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
+from nlp.early_exit import EarlyExit, ExitHeads, fit_exits
 from nlp.embedder import Embedder, Embedding
 from nlp.heads import head_importance, prune_heads
 from nlp.packer import BatchError, Packer
@@ -27,9 +28,11 @@ __all__ = [
     "Candidate",
     "CannotReach",
     "Cascade",
+    "EarlyExit",
     "Embedder",
     "Embedding",
     "EmbeddingClassifier",
+    "ExitHeads",
     "First",
     "HeavyHitters",
     "Mass",
@@ -49,6 +52,7 @@ __all__ = [
     "compare",
     "draw_survivors",
     "finetune",
+    "fit_exits",
     "head_importance",
     "list_pretrained",
     "load_pretrained",
