@@ -77,7 +77,8 @@ class Cascade(Scheduled):
 
     Args:
         keep, layers, protect, min_tokens: see `Scheduled`.
-        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence.
+        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence, which is
+            faster only where the CPU lacks AVX-512.
         accumulate: rank by the attention of all layers so far (SpAtten), and not by that of the last one alone, which
             was nearer to the dense embeddings.
 
@@ -88,7 +89,7 @@ class Cascade(Scheduled):
     """
 
     _: KW_ONLY
-    score: str = "strided:32"
+    score: str = "exact"
     accumulate: bool = False
 
     def __post_init__(self) -> None:

@@ -24,7 +24,8 @@ class Threshold(Policy):
     Args:
         theta: the threshold before the last layer, to which those of the layers before it rise evenly; 1 is the mean.
             Or one for each layer, which a token must exceed to be read by it; 0 drops nothing, and the first is 0.
-        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence.
+        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence, which is
+            faster only where the CPU lacks AVX-512.
         protect: see `Policy`.
         min_tokens: sequences that began with fewer tokens are left alone.
 
@@ -36,7 +37,7 @@ class Threshold(Policy):
 
     theta: float | Sequence[float] = 0.5
     _: KW_ONLY
-    score: str = "strided:32"
+    score: str = "exact"
     protect: tuple[str, ...] | None = None
     min_tokens: int = 64
 
@@ -83,7 +84,8 @@ class Mass(Policy):
     Args:
         p: the share, in (0, 1], in every layer but the last. Or one for each layer, of the attention in the layer
             before it; 1 drops nothing, and the first is 1.
-        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence.
+        score: "exact" sums the attention of all queries, "strided:N" estimates it from N of each sequence, which is
+            faster only where the CPU lacks AVX-512.
         protect: see `Policy`.
         min_tokens: sequences that began with fewer tokens are left alone.
 
@@ -93,7 +95,7 @@ class Mass(Policy):
 
     p: float | Sequence[float] = 0.95
     _: KW_ONLY
-    score: str = "strided:32"
+    score: str = "exact"
     protect: tuple[str, ...] | None = None
     min_tokens: int = 64
 

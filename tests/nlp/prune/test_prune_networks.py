@@ -278,9 +278,9 @@ def test_schedules() -> None:
 
 def test_measures_only_where_it_must() -> None:
     for policy, wanted in (
-        (Cascade(0.5), [32, False, 32, False, False, False]),
-        (Cascade(0.5, layers=[2, 4], accumulate=True), [32, 32, 32, 32, False, False]),
-        (Cascade(0.5, layers=[2, 4]), [False, 32, False, 32, False, False]),
+        (Cascade(0.5), [True, False, True, False, False, False]),
+        (Cascade(0.5, layers=[2, 4], accumulate=True), [True] * 4 + [False] * 2),
+        (Cascade(0.5, layers=[2, 4], score="strided:32"), [False, 32, False, 32, False, False]),
         (Cascade([1, 1, 0.5, 0.5, 0.5, 0.5], score="exact", accumulate=True), [True, True, False, False, False, False]),
         (Threshold([0, 0, 0, 1, 0, 1], score="strided:8"), [False, False, 8, False, 8, False]),
         (Mass([1, 1, 0.9, 1, 1, 1], score="exact"), [False, True, False, False, False, False]),
