@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from common_kernels.pool_update import reference as pool_reference
 from common_kernels.reach import reference as reach_reference
 from common_kernels.row_update import reference as rows_reference
 from tests.common_kernels import aot
+from tests.common_kernels.interpreter import exact_bf16_products
 from tests.conftest import INTERPRETED
 
 # The interpreter rounds fp32 to bf16 towards zero, so the whole last bit may differ.
@@ -28,25 +27,8 @@ LAYERS = [
 
 
 @pytest.fixture(autouse=True)
-def bf16_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interpreter keeps bf16 as 16-bit integers and multiplies these; give its products the numbers instead."""
-    if INTERPRETED:
-        import triton.language as tl
-        from triton.runtime import interpreter
-
-        plain = interpreter.InterpreterBuilder.create_dot
-
-        def widened(operand: Any) -> Any:
-            if operand.dtype.scalar != tl.bfloat16:
-                return operand
-            data = torch.from_numpy(operand.data.copy()).view(torch.bfloat16).float().numpy()
-            return interpreter.TensorHandle(data, tl.float32)
-
-        def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-            return plain(self, widened(a), widened(b), *rest)
-
-        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
-    yield
+def bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact_bf16_products(monkeypatch)
 
 
 def close(got: Tensor, expected: Tensor) -> bool:

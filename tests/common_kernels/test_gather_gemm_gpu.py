@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from common_kernels.gather_gemm import launch, reference
 from common_kernels.gather_gemm.launch import LaunchConfig
 from common_kernels.kernel_map import gpu_schedule
 from tests.common_kernels import aot
-from tests.conftest import INTERPRETED
+from tests.common_kernels.interpreter import exact_bf16_products
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # The interpreter rounds fp32 to bf16 towards zero, so the whole last bit may differ.
@@ -32,25 +32,8 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def bf16_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interpreter keeps bf16 as 16-bit integers and multiplies these; give its products the numbers instead."""
-    if INTERPRETED:
-        import triton.language as tl
-        from triton.runtime import interpreter
-
-        plain = interpreter.InterpreterBuilder.create_dot
-
-        def widened(operand: Any) -> Any:
-            if operand.dtype.scalar != tl.bfloat16:
-                return operand
-            data = torch.from_numpy(operand.data.copy()).view(torch.bfloat16).float().numpy()
-            return interpreter.TensorHandle(data, tl.float32)
-
-        def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-            return plain(self, widened(a), widened(b), *rest)
-
-        monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
-    yield
+def bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact_bf16_products(monkeypatch)
 
 
 def random_table(n_in: int, n_out: int, taps: int, density: float = 0.3) -> Tensor:
