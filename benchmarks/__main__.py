@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import harness, results
+from benchmarks.data import Unavailable
 from benchmarks.domains import DOMAINS, Domain
 from benchmarks.machine import conditions, device_name
-from benchmarks.workloads import Unavailable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

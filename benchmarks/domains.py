@@ -39,8 +39,7 @@ class Domain:
 
 def pointcloud() -> Domain:
     """Sparse convolution on clouds."""
-    from benchmarks import workloads
-    from benchmarks.cases import CASES
+    from benchmarks.pointcloud import CASES, workloads
 
     return Domain(CASES, workloads.WORKLOADS, ("nuscenes",))
 

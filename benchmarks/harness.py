@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.data import Unavailable
 from benchmarks.machine import Conditions
 from benchmarks.results import Row
-from benchmarks.workloads import Unavailable
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GEMM, COPY = "torch.mm (limit)", "torch.copy_ (limit)"

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 from nlp.accelerate import Acceleration, accelerate, packed, restore
 from nlp.agreement import Agreement, compare
 from nlp.cache import HeavyHitters, Recent, SnapKV
-from nlp.cards import ModelCard
-from nlp.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
 from nlp.early_exit import EarlyExit, ExitHeads, fit_exits
-from nlp.embedder import Embedder, Embedding
 from nlp.heads import head_importance, prune_heads
-from nlp.packer import BatchError, Packer
+from nlp.linear.quantize import Quantized, quantize
 from nlp.picture import draw_survivors, survivors
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained
+from nlp.pretrained.cards import ModelCard
 from nlp.prune import Cascade, First, Mass, Merge, Random, Threshold, mean_pool
-from nlp.quantize import Quantized, quantize
+from nlp.texts.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
+from nlp.texts.embedder import Embedder, Embedding
+from nlp.texts.packer import BatchError, Packer
 from nlp.tuning import Calibration, Candidate, CannotReach, calibrate, finetune
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from nlp import attention
-from nlp.architectures import Parts, parts_of
-from nlp.layers import Optimized, optimize
-from nlp.packing import Packing, is_packed
+from nlp.linear.optimize import Optimized, optimize
+from nlp.packing import Packing, attention, is_packed
+from nlp.packing.architectures import Parts, parts_of
 from nlp.prune.policy import Policy
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -64,7 +63,7 @@ def accelerate(
     it trains the original. `restore` gives the original.
 
     Args:
-        model: a Hugging Face network of one of `nlp.architectures.ARCHITECTURES`, with any head.
+        model: a Hugging Face network of one of `nlp.packing.architectures.ARCHITECTURES`, with any head.
         prune: which tokens go on from layer to layer (`Cascade`, `Threshold`, `Mass`, `Merge`); None for all.
         dtype: "auto" keeps the model's own; "fastest" is bf16 where the processor multiplies it; "fp32", "fp16",
             "bf16" or a torch dtype.

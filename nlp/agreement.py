@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlp.architectures import parts_of
+from nlp.packing.architectures import parts_of
 
 _MAX_TOKENS = 8192  # of a batch of texts, padding included
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from common_kernels import segment_reduce
 from nlp.accelerate import Acceleration, accelerate
-from nlp.architectures import parts_of, positions
-from nlp.cards import position_limit
-from nlp.classifier import _class_name, _logistic_regression
-from nlp.embedder import POOLING
-from nlp.packer import Packer
-from nlp.passes import RUNNING, Batch, Pass, batch_of
-from nlp.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded
+from nlp.packing.architectures import parts_of, positions
+from nlp.packing.passes import RUNNING, Batch, Pass, batch_of
+from nlp.pretrained.cards import position_limit
+from nlp.texts.classifier import _class_name, _logistic_regression
+from nlp.texts.embedder import POOLING
+from nlp.texts.packer import Packer
+from nlp.texts.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded
 
 # Their layers take hidden states and a mask, nothing else, and nothing follows the last one.
 SUPPORTED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nlp.accelerate import restore
-from nlp.architectures import parts_of
+from nlp.packing.architectures import parts_of
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from nlp.accelerate import Acceleration
-from nlp.architectures import parts_of
-from nlp.model_files import replace_atomically
-from nlp.passes import in_flight
+from nlp.packing.architectures import parts_of
+from nlp.packing.passes import in_flight
+from nlp.pretrained.model_files import replace_atomically
 from nlp.prune.removal import Removal
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Sparse convolution on point clouds, with spconv's names: `import pointcloud as spconv` runs existing model code."""
 
 from pointcloud import conv, functional, models, modules, pool
+from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import Agreement, compare
 from pointcloud.conv import (
     SparseConv1d,
@@ -21,7 +22,6 @@ from pointcloud.conv import (
     SubMConv3d,
     SubMConv4d,
 )
-from pointcloud.fold import Acceleration, accelerate
 from pointcloud.functional import sparse_add
 from pointcloud.io import read_points, write_ply
 from pointcloud.modules import (
@@ -40,7 +40,6 @@ from pointcloud.modules import (
     is_spconv_module,
 )
 from pointcloud.picture import draw_labels
-from pointcloud.point_to_voxel import PointToVoxel
 from pointcloud.points import PointCloud
 from pointcloud.pool import (
     SparseAvgPool1d,
@@ -58,8 +57,9 @@ from pointcloud.pretrained import list_pretrained, load_pretrained
 from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.spconv_weights import convert_weight
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
-from pointcloud.voxel_grid import VoxelGrid
-from pointcloud.voxelize import devoxelize, voxelize
+from pointcloud.voxels.grid import VoxelGrid
+from pointcloud.voxels.point_to_voxel import PointToVoxel
+from pointcloud.voxels.voxelize import devoxelize, voxelize
 
 __all__ = [
     "Acceleration",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from common_kernels.kernel_map import KernelMap, check_key_range, kernel_map, per_axis
 from common_kernels.kernel_map.reference import check_coords, check_unique, ravel
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe as describe_tensor
+from common_kernels.checks import describe as describe_tensor
 
 
 def describe(value: object) -> str:

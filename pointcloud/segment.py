@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from common_kernels.gather_rows import gather_rows
 from pointcloud.points import PointCloud
 from pointcloud.tensor import SparseConvTensor
-from pointcloud.voxel_grid import VoxelGrid, check_finite
-from pointcloud.voxelize import voxelize
+from pointcloud.voxels.grid import VoxelGrid, check_finite
+from pointcloud.voxels.voxelize import voxelize
 
 N_FEATURES = 6
 # Metres that bring heights (kerbs matter) and ranges to the order of one.

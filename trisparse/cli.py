@@ -9,8 +9,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from trisparse import language_commands, text
-from trisparse.options import Debug, Dtype, Model, Overwrite, Threads, errors, report, set_threads
+from trisparse import terminal
+from trisparse.commands import texts as language_commands
+from trisparse.commands.options import Debug, Dtype, Model, Overwrite, Threads, errors, report, set_threads
 from trisparse.version import __version__
 
 # Heavy imports stand inside of the commands: `trisparse --help` must not wait for torch.
@@ -74,31 +75,31 @@ def segment(
     Exit code 0, or 2 for an error, or 1 where some of several clouds failed and the others were done.
     """
     with errors(debug):
-        from trisparse import segmenting
+        from trisparse import clouds
 
         set_threads(threads)
-        jobs = segmenting.plan(files, output, picture)
-        reading = segmenting.Reading(format, columns, invalid)
+        jobs = clouds.plan(files, output, picture)
+        reading = clouds.Reading(format, columns, invalid)
         if len(jobs) == 1 and jobs[0].source in files:
             # First the file: an error in its name should not wait for the network.
-            cloud, seconds = segmenting.read(jobs[0], reading)
-            segmenter = segmenting.load_segmenter(model, dtype)
-            result = segmenting.label(cloud, seconds, segmenter, jobs[0])
-            print(f"{jobs[0].source}\n{segmenting.describe(result, segmenter)}")
+            cloud, seconds = clouds.read(jobs[0], reading)
+            segmenter = clouds.load_segmenter(model, dtype)
+            result = clouds.label(cloud, seconds, segmenter, jobs[0])
+            print(f"{jobs[0].source}\n{clouds.describe(result, segmenter)}")
             for target in filter(None, (jobs[0].output, jobs[0].picture)):
                 print(f"wrote {target}")
             return
-        segmenter = segmenting.load_segmenter(model, dtype)
-        segmenting.make_folders(jobs)
+        segmenter = clouds.load_segmenter(model, dtype)
+        clouds.make_folders(jobs)
     failed = 0
     for i, job in enumerate(jobs):
         try:
-            result = segmenting.label(*segmenting.read(job, reading), segmenter, job)
+            result = clouds.label(*clouds.read(job, reading), segmenter, job)
         except (ValueError, OSError) as error:
             failed += 1
             report(error, debug)
             continue
-        total = text.seconds(sum(result.seconds.values()))
+        total = terminal.seconds(sum(result.seconds.values()))
         found = ", ".join(f"{name} {n:,}" for name, n in result.segmentation.counts().items())
         print(f"{i + 1}/{len(jobs)} {job.source.name}: {len(result.cloud):,} points, {total}: {found}", flush=True)
     if failed:
@@ -168,7 +169,8 @@ def classify_video(
     several videos failed and the others were done.
     """
     with errors(debug):
-        from trisparse import classifying, videos
+        from trisparse.videos import classify as classifying
+        from trisparse.videos import run as videos
 
         set_threads(threads)
         found = classifying.plan(sources)

@@ -30,7 +30,7 @@ from common_kernels.shift_gemm import reference as shift_gemm_reference
 from common_kernels.shift_gemm import shift_gemm
 from common_kernels.varlen_attention import reference as varlen_attention_reference
 from common_kernels.varlen_attention import varlen_attention
-from trisparse import machine, text
+from trisparse import machine, terminal
 from trisparse.progress import compiling
 from trisparse.zoo import list_pretrained
 
@@ -60,7 +60,7 @@ def examine() -> bool:
                     finding, passed = check(device)
             # A broken compiler or driver may raise anything, and the other checks should still run.
             except Exception as error:
-                finding, passed = f"{type(error).__name__}: {text.one_line(error)}", False
+                finding, passed = f"{type(error).__name__}: {terminal.one_line(error)}", False
             healthy &= passed
             print(f"  {name:<18}{device:<6}{'ok' if passed else 'FAILED'}  {finding}", flush=True)
 

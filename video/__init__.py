@@ -5,13 +5,13 @@ from video.accelerate import Acceleration, Agreement, accelerate, compare
 from video.checkpoints import load_checkpoint
 from video.classify import Classifier, ClassScore, FrameAnswer, VideoAnswer
 from video.export import export_onnx
-from video.insert import Insertion, add_temporal_shift
 from video.models import TSM
 from video.preprocess import Preprocess
 from video.pretrained import ModelCard, list_pretrained, load_pretrained, save_pretrained
 from video.reader import Frame, FrameIndex, PacketTable, VideoError, VideoReader, open_live
 from video.sampling import sample_indices
 from video.shift import TemporalShift, temporal_shift
+from video.shift.insert import Insertion, add_temporal_shift
 from video.state import StreamState
 from video.stream import LiveNetwork, RecentMean, Stream
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from video import _fold
-from video._packed import PackedConv2d, packable
-from video._trace import SIDES
+from common_models.tracing import SIDES
+from video import folding
 from video.models import TSM
+from video.packed_conv import PackedConv2d, packable
 from video.shift import TemporalShift
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -122,23 +122,23 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and supported is not None and bool(supported())
 
 
-def _find(model: nn.Module, example: Any) -> tuple[_fold.Findings, tuple[Any, ...] | None]:
+def _find(model: nn.Module, example: Any) -> tuple[folding.Findings, tuple[Any, ...] | None]:
     """What can be folded, and arguments of forward; None for a network that has nothing to change."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Conv2d) for module in model.modules()):
-        return _fold.Findings(), None
+        return folding.Findings(), None
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.no_grad():
         arguments = (_black_frames(model),) if example is None else arguments
-        return _fold.find(model, arguments), arguments
+        return folding.find(model, arguments), arguments
 
 
 def _rebuild(
-    model: nn.Module, found: _fold.Findings, own: torch.dtype, target: torch.dtype, memory_format: torch.memory_format
+    model: nn.Module, found: folding.Findings, own: torch.dtype, target: torch.dtype, memory_format: torch.memory_format
 ) -> tuple[tuple[str, ...], int]:
     """Change a network in place; the activations that convolutions compute, and the number of packed convolutions."""
     for name, convolution in found.batch_norms.items():
-        _fold.fold_batch_norm(model.get_submodule(convolution), model.get_submodule(name))
-        _fold.replace(model, name, nn.Identity().eval())
+        folding.fold_batch_norm(model.get_submodule(convolution), model.get_submodule(name))
+        folding.replace(model, name, nn.Identity().eval())
     if memory_format == torch.channels_last:
         model.to(memory_format=memory_format)  # type: ignore[call-overload]
     _cast_parameters(model, own, target)
@@ -190,7 +190,7 @@ def _cast_parameters(model: nn.Module, own: torch.dtype, target: torch.dtype) ->
                         tensors[name] = nn.Parameter(cast, requires_grad=False) if is_parameter else cast
 
 
-def _pack(model: nn.Module, found: _fold.Findings) -> tuple[tuple[str, ...], int]:
+def _pack(model: nn.Module, found: folding.Findings) -> tuple[tuple[str, ...], int]:
     """Replace convolutions by packed ones with their activations; the activations and the number of convolutions."""
     after = {convolution: name for name, convolution in found.activations.items()}
     places = [name for name, module in model.named_modules(remove_duplicate=False) if packable(module)]
@@ -200,13 +200,13 @@ def _pack(model: nn.Module, found: _fold.Findings) -> tuple[tuple[str, ...], int
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         if id(conv) not in made:
-            activation = _fold.ACTIVATIONS[type(model.get_submodule(after[name]))] if name in after else "none"
+            activation = folding.ACTIVATIONS[type(model.get_submodule(after[name]))] if name in after else "none"
             made[id(conv)] = PackedConv2d.of(conv, activation)
             if name in after:
-                _fold.replace(model, after[name], nn.Identity().eval())
+                folding.replace(model, after[name], nn.Identity().eval())
                 activations.append(after[name])
         if name:
-            _fold.replace(model, name, made[id(conv)])
+            folding.replace(model, name, made[id(conv)])
     return tuple(activations), len(made)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from video.checkpoints import load_checkpoint, read_state_dict
 from video.models import TSM, EfficientNetLite, MobileNetV2, ProxylessNAS, ResNet
 from video.models.efficientnet_lite import VARIANTS, variant_of

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 
 FRAMES = "frames"
 FORMAT = "trisparse.StreamState"

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common_kernels._checks import FLOATS, describe
-from video import live
-from video.shift import TemporalShift
+from common_kernels.checks import FLOATS, describe
+from video.shift import TemporalShift, memory
 from video.state import StreamState
 
 
@@ -47,9 +46,9 @@ class Stream:
                 raise ValueError(f"model must be in evaluation mode, got a {type(module).__name__} in training mode")
         state = StreamState.fresh(len(frames)) if state is None else state
         before = self._before(frames, state)
-        with torch.inference_mode(), live.running(live.Memory(self.names, before)) as memory:
+        with torch.inference_mode(), memory.running(memory.Memory(self.names, before)) as pass_:
             output = self._run(frames)
-        return output, StreamState(memory.after, state.frames + 1)
+        return output, StreamState(pass_.after, state.frames + 1)
 
     def _before(self, frames: Tensor, state: StreamState) -> dict[str, Tensor]:
         if len(state) != len(frames):
@@ -86,18 +85,18 @@ class LiveNetwork(nn.Module):
         if len(states) != len(self.state_names):
             raise ValueError(f"states must be {len(self.state_names)} tensors, got {len(states)}")
         before = dict(zip(self.state_names, states, strict=True))
-        with live.running(live.Memory(self.names, before)) as memory:
+        with memory.running(memory.Memory(self.names, before)) as pass_:
             output = per_frame(self.model)(frame)
-        return (output, *self._in_order(memory.after))
+        return (output, *self._in_order(pass_.after))
 
     def state_shapes(self, frame_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The shapes [B, f, h, w] of the states for frames of `frame_shape` [B, C, H, W], by name; runs one frame."""
         parameter = next(self.model.parameters(), torch.zeros(()))
         frame = torch.zeros(frame_shape, dtype=parameter.dtype, device=parameter.device)
         check_frames(frame)
-        with torch.inference_mode(), live.running(live.Memory(self.names, {})) as memory:
+        with torch.inference_mode(), memory.running(memory.Memory(self.names, {})) as pass_:
             per_frame(self.model)(frame)
-        states = self._in_order(memory.after)
+        states = self._in_order(pass_.after)
         return {name: tuple(state.shape) for name, state in zip(self.state_names, states, strict=True)}
 
     def _in_order(self, after: dict[str, Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.workloads import Unavailable
+from benchmarks.data import Unavailable
 
 # A folder that holds the archives below, as they were published.
 VARIABLE = "TRISPARSE_TEXTS"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases.common import inference
+from benchmarks.competitors import inference
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.nlp import attention_ways as ways
 from benchmarks.nlp import minilm

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as _sdpa
 
-from benchmarks.cases.common import OURS
+from benchmarks.competitors import OURS
+from benchmarks.data import Unavailable
 from benchmarks.harness import DTYPES
 from benchmarks.nlp.minilm import need
-from benchmarks.workloads import Unavailable
 
 QUERIES = 32  # of the estimate
 PADDED, LOOP, NESTED = "padded SDPA", "SDPA in a loop", "nested jagged SDPA"

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.data import Unavailable
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from benchmarks.nlp.minilm import need
 from benchmarks.nlp.texts import Corpus
-from benchmarks.workloads import Unavailable
 
 PROMPT, NEW, BATCH = 512, 64, 8
 BUDGETS = (0.5, 0.25)

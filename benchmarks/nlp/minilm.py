@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.data import Unavailable
 from benchmarks.nlp.texts import Corpus, Texts
-from benchmarks.workloads import Unavailable
 
 LIMIT = 512  # tokens of a document, [CLS] and [SEP] included
 BATCH = 32

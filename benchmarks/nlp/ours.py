@@ -98,7 +98,7 @@ def taught(policy: Callable[[Any], Any], minutes: float, device: str) -> Any:
 
 def by_packer(documents: Documents) -> Batches:
     """Positions in the batches that `Packer` makes."""
-    from nlp.packer import Packer
+    from nlp.texts.packer import Packer
 
     batches = Packer(max_tokens=MAX_TOKENS).batches(documents.ids, length=len)
     return [[position for position, _ in batch] for batch in batches]

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.data import Unavailable
 from benchmarks.harness import DTYPES
 from benchmarks.nlp import minilm
 from benchmarks.nlp.minilm import Documents, need, padded, pooled
-from benchmarks.workloads import Unavailable
 
 HF_ARRIVAL, HF_SORTED = "HF, arrival order", "HF, length-sorted"
 SENTENCE_TRANSFORMERS = "sentence-transformers"

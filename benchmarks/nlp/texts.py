@@ -12,9 +12,8 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks import workloads
+from benchmarks.data import Unavailable, data_file
 from benchmarks.nlp import archives
-from benchmarks.workloads import Unavailable
 
 _TAB = "orangecontrib/text/datasets"
 _VADER_INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -153,8 +152,7 @@ def movies() -> Corpus:
 def sst2() -> Corpus:
     """SST-2: phrases and sentences of film reviews, 13 tokens in the mean."""
     train, test = (
-        shuffled(parse_tsv(workloads.data_file(f"nlp/sst2/{part}.tsv").read_bytes(), f"{part}.tsv"))
-        for part in ("train", "dev")
+        shuffled(parse_tsv(data_file(f"nlp/sst2/{part}.tsv").read_bytes(), f"{part}.tsv")) for part in ("train", "dev")
     )
     return Corpus("sst2", "SST-2, positive or negative", test, train, documents=128)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.workloads import Unavailable
+from benchmarks.data import Unavailable
 
 # A folder that holds the clips of either library.
 VARIABLE = "TRISPARSE_CLIPS"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cases import common
+from benchmarks import competitors
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from common_kernels.conv_update import ConvUpdate
 from common_kernels.reach import reach
@@ -106,7 +106,7 @@ def trials(work: Any, settings: Settings) -> Iterator[Trial]:
                         threads,
                         partial(build, layer, settings, dtype),
                         lambda out: [out],
-                        common.LAYER_TOLERANCE[dtype],
+                        competitors.LAYER_TOLERANCE[dtype],
                     )
                     for title, build in entrants
                     for dtype in settings.dtypes
@@ -126,7 +126,7 @@ def _dense(layer: Layer, settings: Settings, dtype: str) -> Callable[[], Tensor]
         layer.dense(after, weight, bias)
         return layer.dense(before, weight, bias)
 
-    return common.inference(call)
+    return competitors.inference(call)
 
 
 def _ours(layer: Layer, settings: Settings, dtype: str) -> Callable[[], Tensor]:
@@ -174,4 +174,4 @@ def _tiles(layer: Layer, settings: Settings, dtype: str) -> Callable[[], Tensor]
         update(before)
         return out
 
-    return common.inference(call)
+    return competitors.inference(call)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases.common import OURS, inference
+from benchmarks.competitors import OURS, inference
+from benchmarks.data import Unavailable
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from benchmarks.video.clips import Clip
 from benchmarks.video.skipping import MAX_FLIPS, channels_last, network
-from benchmarks.workloads import Unavailable
 
 DENSE = "accelerated, dense"
 FRAMES = 60

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from benchmarks.data import Unavailable
 from benchmarks.harness import Competitor, Settings, Trial
-from benchmarks.workloads import Unavailable
 
 SEED = 2_000_000  # neither a training's nor its held-out measurement's
 _BATCH = 60

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import common
+from benchmarks import competitors
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from benchmarks.video.shift import FRAMES, NaiveShift
 from video.accelerate import accelerate
@@ -39,7 +39,7 @@ def trials(work: Any, settings: Settings) -> Iterator[Trial]:
                     threads,
                     partial(_build, name, backbone, dtype, settings.device),
                     lambda out: [out],
-                    common.NETWORK_TOLERANCE[dtype],
+                    competitors.NETWORK_TOLERANCE[dtype],
                 )
                 for name, served in ((PUBLISHED, dtypes), (OURS, settings.dtypes))
                 for dtype in served
@@ -91,4 +91,4 @@ def _build(name: str, backbone: str, dtype: str, device: str) -> Callable[[], An
             model, clip = model.to(DTYPES[dtype]), clip.to(DTYPES[dtype])
     else:
         model = accelerate(_network(backbone, device), DTYPES[dtype], clip)
-    return common.inference(lambda: model(clip))
+    return competitors.inference(lambda: model(clip))

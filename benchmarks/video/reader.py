@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.data import Unavailable
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.video.clips import Clip
-from benchmarks.workloads import Unavailable
 
 UNIFORM, RANDOM, DRAWS = 8, 10, 3
 RESIZED = (256, 340)  # height, width

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import common
+from benchmarks import competitors
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from common_kernels import channel_shift
-from video._packed import PackedConv2d, packable
+from video.packed_conv import PackedConv2d, packable
 from video.shift import TemporalShift
 
 FRAMES = 8
@@ -68,7 +68,7 @@ def trials(work: Any, settings: Settings) -> Iterator[Trial]:
                         partial(_build_shift, name, c_in, side, order, dtype, settings),
                         lambda out: [out],
                         # Bits are moved: only the input's own rounding lies between the dtypes.
-                        0.0 if dtype == "fp32" else common.LAYER_TOLERANCE[dtype],
+                        0.0 if dtype == "fp32" else competitors.LAYER_TOLERANCE[dtype],
                     )
                     for name in (NAIVE, OURS)
                     for dtype in settings.dtypes
@@ -88,7 +88,7 @@ def trials(work: Any, settings: Settings) -> Iterator[Trial]:
                     threads,
                     partial(_build_layer, name, c_in, c_out, side, dtype, settings),
                     lambda out: [out],
-                    common.LAYER_TOLERANCE[dtype],
+                    competitors.LAYER_TOLERANCE[dtype],
                 )
                 for name in ((NAIVE, OURS) if settings.device == "cuda" else (NAIVE, OURS, PACKED))
                 for dtype in settings.dtypes
@@ -100,7 +100,7 @@ def trials(work: Any, settings: Settings) -> Iterator[Trial]:
 
 
 def _frames(channels: int, side: int, order: str, dtype: str, settings: Settings) -> Tensor:
-    rows = common.features(FRAMES * side * side, channels, settings, dtype)
+    rows = competitors.features(FRAMES * side * side, channels, settings, dtype)
     frames = rows.view(FRAMES, side, side, channels).permute(0, 3, 1, 2)
     return frames if order == "channels-last" else frames.contiguous()
 
@@ -122,13 +122,13 @@ def _layer_result(c_in: int, c_out: int, side: int, settings: Settings) -> Tenso
 def _build_shift(name: str, channels: int, side: int, order: str, dtype: str, settings: Settings) -> Callable[[], Any]:
     x, fold = _frames(channels, side, order, dtype, settings), channels // 8
     if name == NAIVE:
-        return common.inference(lambda: naive_shift(x, FRAMES))
-    return common.inference(lambda: channel_shift(x, FRAMES, [(fold, 1), (fold, -1)]))
+        return competitors.inference(lambda: naive_shift(x, FRAMES))
+    return competitors.inference(lambda: channel_shift(x, FRAMES, [(fold, 1), (fold, -1)]))
 
 
 def _build_layer(name: str, c_in: int, c_out: int, side: int, dtype: str, settings: Settings) -> Callable[[], Any]:
     x, conv = _frames(c_in, side, "channels-last", dtype, settings), _convolution(c_in, c_out, dtype, settings)
     if name == NAIVE:
-        return common.inference(lambda: conv(naive_shift(x, FRAMES)))
+        return competitors.inference(lambda: conv(naive_shift(x, FRAMES)))
     layer = TemporalShift(PackedConv2d.of(conv) if name == PACKED and packable(conv) else conv, FRAMES)
-    return common.inference(lambda: layer(x))
+    return competitors.inference(lambda: layer(x))

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases.common import OURS
+from benchmarks.competitors import OURS
+from benchmarks.data import Unavailable
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.video.clips import Clip
-from benchmarks.workloads import Unavailable
 
 if TYPE_CHECKING:
     from video.reader import Frame, PacketTable, VideoReader

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
 from common_kernels.channel_shift import reference
+from common_kernels.checks import describe
 
 
 def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from common_kernels.compact import reference
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
-from common_kernels._windows import Pair, Window, check_threshold
+from common_kernels.checks import describe
 from common_kernels.conv_update import reference
 from common_kernels.conv_update.density import dense_pays as dense_pays
 from common_kernels.conv_update.library import LibraryConvolution
 from common_kernels.conv_update.reference import ACTIVATIONS
+from common_kernels.windows import Pair, Window, check_threshold
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.conv_update import cpu_kernels, reference
 from common_kernels.conv_update.cpu_kernels import BLOCK, DEPTHWISE_BLOCK, Spec
 from common_kernels.conv_update.density import dense_pays
@@ -19,6 +18,7 @@ from common_kernels.reach.cpu import list_active, mask_spec
 from common_kernels.row_update.cpu import update_rows
 from common_kernels.simd import HAS_BF16_DOT
 from common_kernels.threads import parallel_for
+from common_kernels.windows import Window
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3, "silu": 4}
 # Multiply-adds worth handing to another thread, which takes some 30 µs to begin.

@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.gather_gemm import launch
 from common_kernels.gather_gemm.gpu import _on, _unit
 from common_kernels.gather_gemm.launch import LaunchConfig
 from common_kernels.reach.gpu import list_active
 from common_kernels.row_update.gpu import far, settle
+from common_kernels.windows import Window
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "hardswish": 3, "silu": 4}
 

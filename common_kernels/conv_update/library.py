@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common_kernels._windows import Window
 from common_kernels.conv_update.reference import ACTIVATIONS
+from common_kernels.windows import Window
 
 # What oneDNN computes on every CPU.
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from common_kernels._checks import wide
-from common_kernels._windows import Window
+from common_kernels.checks import wide
 from common_kernels.reach import reference as reach_reference
 from common_kernels.row_update import reference as rows_reference
+from common_kernels.windows import Window
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import check_device, describe
+from common_kernels.checks import check_device, describe
 from common_kernels.coordinate_table import reference
 
 

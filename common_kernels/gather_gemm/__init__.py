@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe, dtype_name
+from common_kernels.checks import describe, dtype_name
 from common_kernels.gather_gemm import reference
 from common_kernels.kernel_map import KernelMap
 

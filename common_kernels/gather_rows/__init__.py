@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import check_device, check_index, check_rows, describe
+from common_kernels.checks import check_device, check_index, check_rows, describe
 from common_kernels.gather_rows import reference
 
 

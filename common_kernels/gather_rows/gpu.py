@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from common_kernels._checks import as_rows
+from common_kernels.checks import as_rows
 from common_kernels.segment_reduce import gpu as segment_reduce
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

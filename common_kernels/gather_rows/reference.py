@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import wide
+from common_kernels.checks import wide
 
 
 def gather_rows(src: Tensor, index: Tensor) -> Tensor:

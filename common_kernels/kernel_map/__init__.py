@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from common_kernels.kernel_map import reference
 
 KINDS = ("submanifold", "strided", "transposed")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.types import Number
 
-from common_kernels._checks import check_device, check_index, check_rows, describe, dtype_name
+from common_kernels.checks import check_device, check_index, check_rows, describe, dtype_name
 from common_kernels.compact import compact
 
 

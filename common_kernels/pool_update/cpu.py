@@ -7,13 +7,13 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.conv_update.cpu_kernels import NONE, finish_row
 from common_kernels.pool_update import reference
 from common_kernels.pool_update.cpu_simd import max_row, max_row_bf16
 from common_kernels.reach.cpu import bytes_at, floats_at, int32_at, list_active, mask_spec
 from common_kernels.simd import HAS_BF16_DOT, add_row, add_row_bf16
 from common_kernels.threads import parallel_for
+from common_kernels.windows import Window
 
 # Values read that are worth handing to another thread.
 _GRAIN = 1 << 17

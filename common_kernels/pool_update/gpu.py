@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.conv_update.gpu import slide
 from common_kernels.gather_gemm.gpu import _on
 from common_kernels.reach.gpu import list_active
+from common_kernels.windows import Window
 
 
 def pool_update(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from common_kernels._checks import wide
-from common_kernels._windows import Window
+from common_kernels.checks import wide
 from common_kernels.reach import reference as reach_reference
 from common_kernels.row_update import reference as rows_reference
+from common_kernels.windows import Window
 
 
 def pool(x: Tensor, kind: str, window: Window, count_include_pad: bool, divisor: int | None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import FLOATS, check_device, check_index, describe
+from common_kernels.checks import FLOATS, check_device, check_index, describe
 from common_kernels.ragged_topk import reference
 
 

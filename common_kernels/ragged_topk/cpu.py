@@ -5,7 +5,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from common_kernels._checks import wide
+from common_kernels.checks import wide
 from common_kernels.threads import parallel_for
 
 # A chunk should take long beside the 20 µs of waking a thread.

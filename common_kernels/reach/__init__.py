@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
-from common_kernels._windows import Pair, Window
+from common_kernels.checks import describe
 from common_kernels.reach import reference
+from common_kernels.windows import Pair, Window
 
 
 def reach(

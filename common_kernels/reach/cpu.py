@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from common_kernels._windows import Window
+from common_kernels.windows import Window
 
 
 def reach(changed: Tensor, window: Window) -> Tensor:

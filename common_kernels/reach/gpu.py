@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.compact.gpu import BLOCK, write_kernel
 from common_kernels.gather_gemm.gpu import _on
+from common_kernels.windows import Window
 
 
 def reach(changed: Tensor, window: Window) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._windows import Window
+from common_kernels.windows import Window
 
 
 def reach(changed: Tensor, window: Window) -> Tensor:

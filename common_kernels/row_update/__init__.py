@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
-from common_kernels._windows import check_threshold
+from common_kernels.checks import describe
 from common_kernels.row_update import reference
+from common_kernels.windows import check_threshold
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 

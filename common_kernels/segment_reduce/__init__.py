@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import check_device, check_index, check_rows, wide
+from common_kernels.checks import check_device, check_index, check_rows, wide
 from common_kernels.gather_rows import gather_rows
 from common_kernels.segment_reduce import reference
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from common_kernels._checks import as_rows, wide
+from common_kernels.checks import as_rows, wide
 
 # One thread adds up this many rows on average, at most. Longer segments are cut into pieces, which are reduced first.
 LONGEST_MEAN = 64

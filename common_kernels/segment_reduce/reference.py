@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import wide
+from common_kernels.checks import wide
 
 
 def segment_reduce(src: Tensor, offsets: Tensor, reduce: str) -> Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common_kernels._checks import FLOATS, check_device, describe, dtype_name, wide
 from common_kernels.channel_shift import check_groups
+from common_kernels.checks import FLOATS, check_device, describe, dtype_name, wide
 from common_kernels.shift_gemm import reference
 
 ACTIVATIONS = ("none", "relu", "relu6")

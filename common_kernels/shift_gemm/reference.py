@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from common_kernels._checks import wide
 from common_kernels.channel_shift.reference import channel_shift
+from common_kernels.checks import wide
 
 
 def shift_gemm(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels._checks import FLOATS, check_device, check_index, describe, wide
+from common_kernels.checks import FLOATS, check_device, check_index, describe, wide
 from common_kernels.varlen_attention import reference
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from common_kernels._checks import wide
+from common_kernels.checks import wide
 
 # The backward holds a few matrices of scores at once: this many numbers in each, over all heads.
 _BLOCK_SCORES = 1 << 21

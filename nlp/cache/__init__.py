@@ -16,7 +16,7 @@ __all__ = ["HeavyHitters", "Policy", "PrunedCache", "RandomTokens", "Recent", "S
 def __getattr__(name: str) -> Any:
     if name != "PrunedCache":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nlp import model_files
+    from nlp.pretrained import model_files
 
     model_files.transformers()  # or an ImportError that names the extra
     from nlp.cache.pruned_cache import PrunedCache

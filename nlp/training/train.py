@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlp import model_files
+from nlp.pretrained import model_files
 from nlp.training.recipe import BEGIN, END, PAD, Recipe
 from nlp.training.start import initialise
 from nlp.training.text import digest

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nlp.accelerate import accelerate, restore
-from nlp.architectures import parts_of
+from nlp.packing.architectures import parts_of
 from nlp.prune.policy import Policy
 from nlp.tuning.families import Family, check_families, families
 from nlp.tuning.losses import Accuracy, Answers, Cosine, Custom, Loss, Metric, mean_with_error

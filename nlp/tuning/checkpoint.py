@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlp.model_files import replace_atomically
+from nlp.pretrained.model_files import replace_atomically
 
 _FORMAT = "trisparse finetuning 1"
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nlp.accelerate import accelerate, multiplies_bf16, restore
-from nlp.architectures import parts_of
-from nlp.embedder import pool
+from nlp.packing.architectures import parts_of
 from nlp.prune.policy import Policy
 from nlp.prune.threshold import Threshold
+from nlp.texts.embedder import pool
 from nlp.tuning import checkpoint as files
 from nlp.tuning.gates import GatedThreshold, Gates, attach
 from nlp.tuning.sample import Sample, classifies, pooling_of, read, task_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlp.embedder import pool
+from nlp.texts.embedder import pool
 
 #: A metric of the caller: (output of the network, attention_mask [B, S], positions of the texts) -> score [B] of each
 #: text, higher is better.

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlp.cards import ModelCard
-from nlp.embedder import POOLING
-from nlp.packer import Packer
 from nlp.pretrained import load_tokenizer
-from nlp.tokens import Cutter, check_vocabulary, length_limit, pad_token
+from nlp.pretrained.cards import ModelCard
+from nlp.texts.embedder import POOLING
+from nlp.texts.packer import Packer
+from nlp.texts.tokens import Cutter, check_vocabulary, length_limit, pad_token
 
 
 @dataclass(frozen=True)

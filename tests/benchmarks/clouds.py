@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.workloads import Workload
+from benchmarks.pointcloud.workloads import Workload
 
 
 def shell(size: int = 48, radius: float = 18.0) -> Workload:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.data import Unavailable
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.machine import Conditions
-from benchmarks.workloads import Unavailable
 
 WHERE = Conditions("device", "cpu", "versions", "commit")
 RIGHT = torch.arange(4.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import __main__, gpu_check, results, workloads
-from benchmarks.cases import CASES, layers, network, resample
+from benchmarks import __main__, gpu_check, results
+from benchmarks.pointcloud import CASES, layers, network, resample, workloads
 from tests.benchmarks.clouds import shell
 
 ROOT = Path(__file__).resolve().parents[2]

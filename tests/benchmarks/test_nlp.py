@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__, harness
+from benchmarks.data import Unavailable
 from benchmarks.harness import Settings
 from benchmarks.machine import conditions
 from benchmarks.nlp import accuracy, attention, attention_ways, generation, minilm, ours, peers, report, throughput
@@ -18,7 +19,6 @@ from benchmarks.nlp.minilm import Documents
 from benchmarks.nlp.peers import HF_ARRIVAL, HF_SORTED, PEERS, Result, Way
 from benchmarks.nlp.texts import Corpus, Texts
 from benchmarks.results import Row
-from benchmarks.workloads import Unavailable
 
 WORDS = "the a film was is good bad long short very not and or it this that story of in end".split()
 ONCE = Settings(threads=(1,), rounds=1)

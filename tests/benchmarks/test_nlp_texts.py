@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.data import Unavailable
 from benchmarks.nlp import archives, texts
-from benchmarks.workloads import Unavailable
 
 HEADER = "Category\tText\nd\tstring\nclass\t\n"
 TABS = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.data import Unavailable
 from benchmarks.harness import Settings, run
 from benchmarks.machine import conditions
 from benchmarks.video import clips, reader
-from benchmarks.workloads import Unavailable
 from tests.video.hard_files import WRITERS
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from common_kernels._windows import Window
 from common_kernels.conv_update import reference
 from common_kernels.pool_update import reference as pool_reference
 from common_kernels.reach import reference as reach_reference
 from common_kernels.row_update import reference as rows_reference
+from common_kernels.windows import Window
 from tests.common_kernels import aot
 from tests.common_kernels.interpreter import exact_bf16_products
 from tests.conftest import INTERPRETED

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common_kernels._windows import Window
 from common_kernels.reach import reach, reference
+from common_kernels.windows import Window
 
 WINDOWS = [(3, 1, 1, 1), (3, 2, 1, 1), (7, 2, 3, 1), ((1, 5), (3, 1), (0, 4), (1, 2)), (2, 2, 0, 1), (1, 2, 0, 1),
            (1, 1, 0, 1), (3, 1, 5, 3)]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common_kernels._checks import FLOATS
+from common_kernels.checks import FLOATS
 from common_kernels.varlen_attention import attention_column_sums, cpu_kernels, reference, varlen_attention
 
 LENGTHS = (0, 1, 2, 3, 7, 7, 33, 0, 200)

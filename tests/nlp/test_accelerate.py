@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nlp.accelerate import accelerate, packed, restore
-from nlp.architectures import ARCHITECTURES
 from nlp.packing import in_flight
+from nlp.packing.architectures import ARCHITECTURES
 from nlp.prune import Cascade
 from tests.nlp.tiny_models import network, padded, padding_id
 

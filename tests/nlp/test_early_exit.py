@@ -13,7 +13,7 @@ pytest.importorskip("transformers", minversion="5")
 
 import nlp
 from nlp.early_exit import SUPPORTED, EarlyExit, ExitHeads, fit_exits
-from nlp.passes import RUNNING
+from nlp.packing.passes import RUNNING
 from tests.nlp import tiny_models
 from tests.nlp.tiny_models import sentences
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nlp.accelerate import accelerate
-from nlp.architectures import ARCHITECTURES
 from nlp.packing import in_flight
+from nlp.packing.architectures import ARCHITECTURES
 from tests.nlp.tiny_models import LENGTHS, network, padded, padding_id
 
 pytest.importorskip("transformers", minversion="5")

@@ -18,8 +18,8 @@ pytest.importorskip("transformers", minversion="5")
 import transformers
 
 from nlp import pretrained
-from nlp.cards import ModelCard
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained, weights_file
+from nlp.pretrained.cards import ModelCard
 from tests.nlp import tiny_models
 
 IDS = torch.tensor([[2, 5, 9, 11, 3]])
@@ -56,7 +56,7 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 def test_importing_it_does_not_import_transformers() -> None:
-    code = "import sys, nlp.pretrained, nlp.embedder, nlp.classifier; print('transformers' in sys.modules)"
+    code = "import sys, nlp.pretrained, nlp.texts.embedder, nlp.texts.classifier; print('transformers' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 from pointcloud import pretrained
-from trisparse import __version__, cli, doctor, text, zoo
+from trisparse import __version__, cli, doctor, terminal, zoo
 from trisparse.progress import compiling
 
 Run = Callable[..., Any]
@@ -116,9 +116,12 @@ def test_a_word_while_compiling(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tables() -> None:
-    assert text.table([("a", "1"), ("bcd", "1,000")], ("name", "n")) == (
+    assert terminal.table([("a", "1"), ("bcd", "1,000")], ("name", "n")) == (
         "  name      n\n  ----  -----\n  a         1\n  bcd   1,000"
     )
-    assert text.table([], ("name", "n")) == "  name  n\n  ----  -"
-    assert (text.seconds(1.234), text.seconds(0.0123)) == ("1.23 s", "12.3 ms")
-    assert (text.one_line(ValueError("a\n  b")), text.one_line(KeyboardInterrupt())) == ("a b", "KeyboardInterrupt")
+    assert terminal.table([], ("name", "n")) == "  name  n\n  ----  -"
+    assert (terminal.seconds(1.234), terminal.seconds(0.0123)) == ("1.23 s", "12.3 ms")
+    assert (terminal.one_line(ValueError("a\n  b")), terminal.one_line(KeyboardInterrupt())) == (
+        "a b",
+        "KeyboardInterrupt",
+    )

@@ -20,8 +20,8 @@ pytest.importorskip("tqdm")
 
 import pointcloud
 from pointcloud.simulate import CLASSES, Sensor
+from trisparse.clouds import load_segmenter
 from trisparse.demo import comparison, peer, scenes, videos
-from trisparse.segmenting import load_segmenter
 
 from .conftest import save_tiny, street, write_clip
 from .test_demo_language import small_network

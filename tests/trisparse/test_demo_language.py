@@ -15,7 +15,7 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 import nlp
-from nlp.cards import ModelCard
+from nlp.pretrained.cards import ModelCard
 from trisparse.demo import language
 from trisparse.demo.passages import passages
 

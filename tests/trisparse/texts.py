@@ -96,7 +96,7 @@ from tests.trisparse.texts import Stub
 from trisparse import texts
 Stub.seen = None
 Stub.seconds, texts.FLUSH_SECONDS = {seconds}, {flush}
-for module, name in (("nlp.embedder", "Embedder"), ("nlp.classifier", "TextClassifier")):
+for module, name in (("nlp.texts.embedder", "Embedder"), ("nlp.texts.classifier", "TextClassifier")):
     sys.modules[module] = types.ModuleType(module)
     setattr(sys.modules[module], name, Stub)
 from trisparse.cli import app

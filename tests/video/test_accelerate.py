@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from video._packed import PackedConv2d
 from video.accelerate import accelerate, compare, has_bf16
 from video.models import TSM, MobileNetV2
+from video.packed_conv import PackedConv2d
 from video.stream import Stream
 
 FRAMES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))

@@ -22,7 +22,7 @@ from tests.video.delta_clips import (
     settle,
 )
 from video import delta
-from video.insert import add_temporal_shift
+from video.shift.insert import add_temporal_shift
 from video.state import StreamState
 from video.stream import Stream
 

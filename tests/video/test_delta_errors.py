@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tests.video.delta_clips import Function, classifier, conv, patch_clip
 from video import delta
-from video.insert import add_temporal_shift
 from video.models import create
+from video.shift.insert import add_temporal_shift
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from video import export
 from video.export import export_onnx
-from video.insert import add_temporal_shift
 from video.models import TSM, create
 from video.preprocess import IMAGENET_MEAN, Preprocess
 from video.pretrained import ModelCard
+from video.shift.insert import add_temporal_shift
 from video.stream import Stream
 
 pytest.importorskip("onnx")

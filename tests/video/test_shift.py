@@ -92,12 +92,12 @@ def test_arguments_are_checked(arguments, message):
 @pytest.fixture
 def fusing(monkeypatch):
     """Every shifted 1×1 convolution that can be fused is, and each that was is counted."""
-    from video import _fused
+    from video.shift import fused
 
     calls = []
-    plain = _fused.shift_gemm
-    monkeypatch.setattr(_fused, "fused_pays", lambda *_: True)
-    monkeypatch.setattr(_fused, "shift_gemm", lambda *args: calls.append(args[-1]) or plain(*args))
+    plain = fused.shift_gemm
+    monkeypatch.setattr(fused, "fused_pays", lambda *_: True)
+    monkeypatch.setattr(fused, "shift_gemm", lambda *args: calls.append(args[-1]) or plain(*args))
     return calls
 
 
@@ -105,7 +105,7 @@ def fusing(monkeypatch):
 @pytest.mark.parametrize(("channels", "fold_div"), [(24, 8), (96, 8), (3, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_into_the_convolution(dtype, channels, fold_div, direction, fusing):
-    from video._packed import PackedConv2d
+    from video.packed_conv import PackedConv2d
 
     conv = nn.Conv2d(channels, 20, 1).to(dtype).requires_grad_(False)
     x = torch.randn(8, channels, 5, 6).to(dtype).to(memory_format=torch.channels_last)

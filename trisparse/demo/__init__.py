@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from trisparse import machine, segmenting, text
+from trisparse import clouds, machine, terminal
 from trisparse.demo import comparison, language, scenes, videos
 from trisparse.demo.report import Page, write_page
 
@@ -20,13 +20,13 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         ValueError, OSError: an unknown model, a folder that cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    segmenter = segmenting.load_segmenter(model, "auto")
+    segmenter = clouds.load_segmenter(model, "auto")
     found, skipped = scenes.scenes()
     shown = []
     for scene in found:
         print(f"{scene.title}", flush=True)
         result = scenes.label_scene(scene, segmenter, folder)
-        print(segmenting.describe(result.result, segmenter))
+        print(clouds.describe(result.result, segmenter))
         if result.mean_iou is not None:
             right = f"{result.accuracy:.1%} of the points right, mean IoU {result.mean_iou:.3f}"
             print(f"\n  against the true labels: {right}")
@@ -39,7 +39,7 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         print("spconv and ours, one sweep, the same weights (medians; a minute)", flush=True)
         table = comparison.compare(shown[0].result.cloud)
         skipped += table.skipped
-        print(text.table(table.cells(), comparison.HEADER, left=4))
+        print(terminal.table(table.cells(), comparison.HEADER, left=4))
         print(textwrap.fill(table.caption, 110, initial_indent="  ", subsequent_indent="  "))
     else:
         skipped.append("the comparison with spconv: not wanted (--no-compare)")
@@ -47,14 +47,14 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
     shown_videos = videos.videos(folder, lambda text: print(f"  {text}", flush=True))
     skipped += shown_videos.skipped
     if shown_videos.clips:
-        print(text.table(shown_videos.cells(), videos.HEADER, left=2))
+        print(terminal.table(shown_videos.cells(), videos.HEADER, left=2))
         for paragraph in filter(None, (shown_videos.caption, shown_videos.motion)):
             print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
     print("\nLanguage: texts of uneven length embedded, padded, packed and pruned (half a minute)", flush=True)
     texts = language.language(folder, lambda text: print(f"  {text}", flush=True))
     skipped += texts.skipped
     if texts.rows:
-        print(text.table(texts.cells(), language.HEADER, left=2))
+        print(terminal.table(texts.cells(), language.HEADER, left=2))
         for paragraph in (texts.caption, texts.finding):
             print(textwrap.fill(paragraph, 110, initial_indent="  ", subsequent_indent="  "))
     print("".join(f"\nskipped: {reason}" for reason in skipped))
@@ -65,8 +65,8 @@ def run(folder: Path, model: str, compare: bool = True) -> Path:
         language=texts,
         card=segmenter.model.card,  # type: ignore[arg-type]
         model=model,
-        unlabelled=segmenting.why_unlabelled(segmenter),
-        dtype=segmenting.computes_in(segmenter),
+        unlabelled=clouds.why_unlabelled(segmenter),
+        dtype=clouds.computes_in(segmenter),
         threads=torch.get_num_threads(),
         skipped=skipped,
         cpu=machine.cpu(),

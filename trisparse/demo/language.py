@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import nlp
-from nlp.embedder import pool
 from nlp.picture import draw_survivors
 from nlp.prune import Cascade, Merge
+from nlp.texts.embedder import pool
 from trisparse.demo.comparison import one_setting
 from trisparse.demo.passages import passages
 from trisparse.demo.scenes import data_folder

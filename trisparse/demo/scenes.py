@@ -11,7 +11,7 @@ from pointcloud import PointCloud, read_points
 from pointcloud.segment import Segmenter
 from pointcloud.simulate import CLASSES, simulate_sweep
 from pointcloud.training import Confusion
-from trisparse.segmenting import Job, Result, label
+from trisparse.clouds import Job, Result, label
 
 # Neither a seed that the demonstration network was trained on nor one it was measured on.
 SEED = 2_000_000

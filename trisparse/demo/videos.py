@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trisparse.classifying import SHIPPED
 from trisparse.demo.comparison import one_setting
 from trisparse.progress import compiling
+from trisparse.videos.classify import SHIPPED
 from trisparse.zoo import list_pretrained, load_pretrained
 from video import delta
 from video.classify import Classifier

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from video.checkpoints.filename import Said, read_name
 from video.checkpoints.infer import backbone_of, place_of, shifted_modules
 from video.checkpoints.layouts import LAYOUTS, Layout, from_ours, to_ours

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 
 # Names of what is trained (or shipped) beside the weights: {"state_dict": weights, "epoch": ...}.
 CONTAINERS = ("state_dict", "model_state_dict", "model")

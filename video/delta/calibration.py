@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from video.delta.network import DeltaNetwork
 from video.preprocess import Preprocess
 from video.state import StreamState

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_leaves
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from video.stream import LiveNetwork, check_frames
 
 aten = torch.ops.aten

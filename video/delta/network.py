@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_unflatten
 
-from common_kernels._checks import describe
+from common_kernels.checks import describe
 from common_kernels.row_update import update_rows
 from video.delta.capture import Ref, check_evaluating
 from video.delta.costs import Costs, measure

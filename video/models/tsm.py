@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common_kernels._checks import describe
-from video._trace import trace
-from video.insert import Insertion, add_temporal_shift
+from common_kernels.checks import describe
+from common_models.tracing import trace
 from video.models.registry import create
 from video.shift import TemporalShift, check_shift
+from video.shift.insert import Insertion, add_temporal_shift
 
 
 class TSM(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlp.architectures import parts_of
+from nlp.packing.architectures import parts_of
 
 NAME = "dense_oracle"
 

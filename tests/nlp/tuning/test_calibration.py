@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 
 import nlp.tuning.calibration as module
 from nlp.accelerate import accelerate
-from nlp.embedder import Embedder
 from nlp.prune import Cascade, Merge, Random
+from nlp.texts.embedder import Embedder
 from nlp.tuning import Candidate, CannotReach, Family, calibrate
 from nlp.tuning.families import families
 from nlp.tuning.timing import in_turn

@@ -12,8 +12,8 @@ pytest.importorskip("transformers")
 
 import nlp.tuning.finetuning as module
 from nlp.accelerate import accelerate, restore
-from nlp.embedder import Embedder
 from nlp.prune import Cascade, Merge, Random, Threshold
+from nlp.texts.embedder import Embedder
 from nlp.tuning import finetune
 from tests.nlp import tiny_models
 

@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 
 
 from nlp.accelerate import accelerate
-from nlp.architectures import parts_of
-from nlp.embedder import pool
+from nlp.packing.architectures import parts_of
 from nlp.prune import Plan, Policy, Threshold
+from nlp.texts.embedder import pool
 from nlp.tuning.gates import GatedThreshold, Gates, attach
 from tests.nlp import tiny_models
 

@@ -1,0 +1,17 @@
+"""What is measured: each case turns a workload and the settings into trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.harness import Settings, Trial
+from benchmarks.pointcloud import layers, maps, network, resample, training
+from benchmarks.pointcloud.workloads import Workload
+
+CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
+    "maps": maps.trials,
+    "layers": layers.trials,
+    "resample": resample.trials,
+    "network": network.trials,
+    "training": training.trials,
+}

@@ -1,0 +1,325 @@
+"""Run a Hugging Face network on rows without padding: pack its inputs, hook its layers, give back padded outputs.
+
+The network's code stays as it is, but for the few methods in `nlp.packing.replacements`. Hooks on the base model
+replace a padded batch [B, S] by one row of all live tokens [1, T] with their own positions; the attention of
+`nlp.packing.attention` finds the sequences' limits in the `Batch` in flight; a hook on the stack of layers gives its
+output back as [B, S, C], zeros at padding. Heads, poolers and losses see what they always saw.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nlp.packing.architectures import Parts, positions
+from nlp.packing.passes import (
+    RUNNING,
+    Batch,
+    Counts,
+    Pass,
+    batch_of,
+    counts_of,
+    fill_cache,
+    in_flight,
+    is_fresh,
+    new_cache,
+    padded_state,
+    with_counts,
+)
+from nlp.packing.replacements import replace
+from nlp.prune.policy import Policy
+from nlp.prune.removal import Removal
+
+_FIRST_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
+# Norms that base models apply after their last layer.
+_FINAL_NORMS = ("norm", "final_norm", "ln_f")
+# Inputs with one value per token of the batch, packed like the ids.
+_PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+_NO_COPY = (
+    "an accelerated network cannot be copied or pickled: save_pretrained and state_dict save its weights; "
+    "nlp.restore(model) gives the original, which can be copied and accelerated again"
+)
+Entry = TypeVar("Entry")
+# Networks with a head that run now, innermost last: their `Packing`, and what the base model's pass in them told.
+# Of this thread or task.
+_HEADS: ContextVar[tuple[tuple[Packing, Counts | None], ...]] = ContextVar("trisparse_nlp_heads", default=())
+
+
+class Packing:
+    """The hooks of one network.
+
+    Args:
+        parts: of the network.
+        policy: which tokens go on from layer to layer; None for all.
+        restore: where pruned, give every input token an output: its state when it left, or its group's.
+        task: what the outputs are for, as `accelerate` takes it.
+    """
+
+    def __init__(
+        self, model: nn.Module, parts: Parts, policy: Policy | None = None, restore: bool = False, task: str = "auto"
+    ) -> None:
+        self.parts = parts
+        # Padded on the left, that head reads a padding token's state, which only a padded pass computes.
+        causal = parts.architecture.causal or _is_decoder(parts.base)
+        pooled = getattr(parts.base, "pooler", None) is not None or type(model).__name__.endswith(_FIRST_TOKEN_HEADS)
+        self.reads_first = not causal and (pooled if policy is None else task == "cls")
+        if policy is not None:
+            policy.check(parts.n_calls, causal)
+        self.policy = policy
+        self.restore = restore
+        self.task = task
+        self._signature = inspect.signature(parts.base.forward)
+        self._handles: list[RemovableHandle] = [
+            parts.base.register_forward_pre_hook(self._begin, with_kwargs=True),
+            parts.base.register_forward_hook(self._end, always_call=True),
+        ]
+        if parts.stack is not parts.base:
+            self._handles.append(parts.stack.register_forward_hook(self._give_back))
+        if policy is not None:
+            self._handles += [
+                layer.register_forward_pre_hook(self._between, with_kwargs=True) for layer in parts.layers
+            ]
+            if parts.architecture.needs_all_rows:
+                norm = parts.base.get_submodule(parts.architecture.needs_all_rows)
+                self._handles.append(norm.register_forward_hook(_all_rows))
+        if model is not parts.base:
+            self._handles += [
+                model.register_forward_pre_hook(self._listen),
+                model.register_forward_hook(self._tell, always_call=True),
+            ]
+        self._replaced = replace(parts)
+        self._n = parts.n_calls
+        self._rest = next(
+            (name for name, p in self._signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None
+        )
+
+    def remove(self) -> None:
+        """Take all hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
+        for module, name in self._replaced:
+            delattr(module, name)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(_NO_COPY)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise TypeError(_NO_COPY)
+
+    # The base model: from padded inputs to packed rows, and back.
+
+    def _begin(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begun, call = self._packed(base, args, kwargs)
+        RUNNING.set((*_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self), begun))
+        return None if begun.batch is None else ((), call)
+
+    def _packed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Pass, Any]:
+        bound = self._signature.bind(*args, **kwargs)
+        call = {**bound.arguments}
+        if self._rest is not None:
+            call.update(call.pop(self._rest, {}))
+        if _wanted(call, base, "output_attentions", False):
+            raise ValueError(
+                "output_attentions must be False: a packed network never has the attention matrix; "
+                "nlp.restore(model) gives the original, which has"
+            )
+        ids, embeds, mask = call.get("input_ids"), call.get("inputs_embeds"), call.get("attention_mask")
+        given = ids if ids is not None else embeds
+        if given is None or given.ndim < 2:
+            return Pass(self, None), None  # the network itself says what is wrong
+        if _is_recorded():
+            if self.policy is not None:
+                raise ValueError("a pruned network cannot run here: torch traces or exports it")
+            return Pass(self, None), None
+        shape = (given.shape[0], given.shape[1])
+        live = mask.to(given.device).bool() if isinstance(mask, Tensor) and mask.shape == shape else None
+        batch = batch_of(shape, live, given.device) if live is not None or mask is None else None
+        why_not = self._why_padded(base, call, batch, live)
+        if why_not or batch is None:
+            if self.policy is not None:
+                raise ValueError(f"a pruned network cannot run here: {why_not}")
+            return Pass(self, None, live), None
+        architecture = self.parts.architecture
+        batch.causal = architecture.causal or _is_decoder(base)
+        batch.as_tuple = _wanted(call, base, "return_dict", True) is False
+        if batch.as_tuple:
+            call["return_dict"] = True
+        if call.get("position_ids") is None:
+            call["position_ids"] = positions(architecture, base, ids, shape, given.device)
+        for name in _PER_TOKEN:
+            if call.get(name) is not None:
+                call[name] = batch.pack(call[name].expand(*shape, *call[name].shape[2:]))
+        if call["position_ids"] is None:
+            del call["position_ids"]
+        call["attention_mask"] = None
+        if self.policy is not None:
+            if not batch.empty:
+                column = batch.index % shape[1]
+                reads = () if self.task != "cls" else ("recent:1",) if batch.causal else ("cls",)
+                final = next((norm for name in _FINAL_NORMS if (norm := getattr(base, name, None)) is not None), None)
+                batch.removal = Removal(
+                    self.policy, self.parts.n_calls, batch.causal, batch.offsets, column, self.restore, reads, final
+                )
+            if "use_cache" in self._signature.parameters:
+                call["use_cache"] = False
+        elif call.get("past_key_values") is not None or (batch.causal and _wanted(call, base, "use_cache", False)):
+            call["past_key_values"] = new_cache(batch, call.get("past_key_values"), base.config)
+        return Pass(self, batch), call
+
+    def _why_padded(self, base: nn.Module, call: dict[str, Any], batch: Batch | None, live: Tensor | None) -> str:
+        """Why a pass must run on padded rows; empty where it can be packed."""
+        if base.training and _has_attention_dropout(base):
+            return "in training mode with attention dropout (model.eval(), or set its attention dropout to 0)"
+        if base.training and any(getattr(each, "gradient_checkpointing", False) for each in base.modules()):
+            return "with gradient checkpointing, which runs layers again outside of the pass"
+        if call.get("encoder_hidden_states") is not None:
+            return "encoder_hidden_states were given"
+        past = call.get("past_key_values")
+        if past is not None and (self.policy is not None or not is_fresh(past)):
+            return "a key-value cache was given (see nlp.PrunedCache for generation)"
+        if batch is None:
+            mask = call["attention_mask"]
+            what = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            return f"attention_mask is {what}, not [B, S]"
+        if live is not None and not batch.whole:
+            begins = live[:, 1:] & ~live[:, :-1]
+            if bool(((begins.sum(1) + live[:, 0]) > 1).any()):
+                return "attention_mask has holes between the tokens of a sequence"
+            if self.reads_first and bool((live.any(1) & ~live[:, 0]).any()):
+                return "a head reads the first column, which is padding in a batch padded on the left"
+        return ""
+
+    def _end(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        running = RUNNING.get()
+        if not running or running[-1].owner is not self:
+            return None  # `_begin` refused
+        batch = running[-1].batch
+        try:
+            if output is None:  # the pass failed
+                return None
+            if batch is None:
+                live = running[-1].mask
+                told = (
+                    None
+                    if live is None
+                    else counts_of(batch_of((len(live), live.shape[1]), live, live.device), self._n)
+                )
+            else:
+                if self.parts.stack is base:
+                    output = self._give_back(base, args, output)
+                if batch.cache is not None:
+                    output.past_key_values = fill_cache(batch)
+                states = getattr(output, "hidden_states", None)
+                if states is not None:
+                    output.hidden_states = tuple(padded_state(batch, i, state) for i, state in enumerate(states))
+                told = counts_of(batch, self._n)
+                if batch.as_tuple:
+                    output = output.to_tuple()
+            heads = _HEADS.get()
+            if heads and heads[-1][0] is self:
+                _HEADS.set((*heads[:-1], (self, told)))
+            return with_counts(output, told)
+        finally:
+            RUNNING.set(running[:-1])
+
+    def _give_back(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        batch = in_flight()
+        if batch is None:
+            return None
+        if isinstance(output, Tensor):
+            return self._padded(batch, output)
+        if isinstance(output, tuple):
+            return (self._padded(batch, output[0]), *output[1:])
+        output.last_hidden_state = self._padded(batch, output.last_hidden_state)
+        return output
+
+    def _padded(self, batch: Batch, rows: Tensor) -> Tensor:
+        if batch.removal is None or rows.shape[1] == len(batch.index):
+            return batch.padded(rows[0])
+        return batch.padded(*batch.removal.finished(rows[0]))
+
+    # The layers.
+
+    def _between(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        batch = in_flight()
+        if batch is None or batch.removal is None:
+            return None
+        hidden = batch.removal.before_layer(args[0][0])
+        origin = batch.removal.origin
+        if origin is not None:
+            if kwargs.get("position_embeddings") is not None:
+                cos, sin = kwargs["position_embeddings"]
+                kwargs = {**kwargs, "position_embeddings": (cos.index_select(1, origin), sin.index_select(1, origin))}
+            if kwargs.get("position_ids") is not None:
+                kwargs = {**kwargs, "position_ids": kwargs["position_ids"].index_select(1, origin)}
+        return (hidden[None], *args[1:]), kwargs
+
+    # The whole network, whose output class is not the base model's.
+
+    def _listen(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        # Also what an interrupted pass of the base model has left, which the model's other parts must not find.
+        RUNNING.set(_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self))
+        _HEADS.set((*_before(_HEADS.get(), [owner for owner, _ in _HEADS.get()], self), (self, None)))
+
+    def _tell(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        heads = _HEADS.get()
+        if not heads or heads[-1][0] is not self:
+            return None  # a hook before ours failed
+        _HEADS.set(heads[:-1])
+        return None if output is None else with_counts(output, heads[-1][1])
+
+
+def _before(entries: tuple[Entry, ...], owners: list[object], owner: object) -> tuple[Entry, ...]:
+    """The entries before an owner's first one: a network never runs within itself, so that one was interrupted.
+
+    torch calls hooks after a KeyboardInterrupt no more.
+    """
+    first = next((i for i, each in enumerate(owners) if each is owner), len(entries))
+    return entries[:first]
+
+
+def _all_rows(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    """The states [1, T, C] of all tokens, zeros for those that left."""
+    batch = in_flight()
+    # States of tokens that leave pass through the norm alone, [N, C].
+    if batch is None or batch.removal is None or output.ndim != 3:
+        return None
+    rows, origin = batch.removal.finished(output[0])
+    if origin is None:
+        return rows[None]
+    return rows.new_zeros(len(batch.index), rows.shape[1]).index_copy(0, origin, rows)[None]
+
+
+def _wanted(call: dict[str, Any], base: nn.Module, name: str, default: bool) -> bool:
+    """An option of a call, else of the configuration."""
+    value = call.get(name)
+    return bool(getattr(base.config, name, default) if value is None else value)
+
+
+def _is_recorded() -> bool:
+    """Whether operations are recorded for other inputs, whose numbers of tokens would be this one's for ever."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return torch.jit.is_tracing() or (exporting is not None and bool(exporting()))
+
+
+def _is_decoder(base: nn.Module) -> bool:
+    return bool(getattr(base.config, "is_decoder", False))
+
+
+def _has_attention_dropout(base: nn.Module) -> bool:
+    names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "dropout_rate")
+    return any(getattr(base.config, name, 0.0) for name in names)
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether hooks of a `Packing` are on a network, or on the base model inside of it."""
+    return any(
+        isinstance(getattr(hook, "__self__", None), Packing)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )

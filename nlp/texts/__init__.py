@@ -1,0 +1,1 @@
+"""From texts to answers: tokens, length-aware batches, embeddings, labels."""

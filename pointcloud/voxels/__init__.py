@@ -1,0 +1,1 @@
+"""Between points and voxels: grids, grouping, voxelize and devoxelize, spconv's PointToVoxel."""

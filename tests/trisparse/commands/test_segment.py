@@ -1,0 +1,196 @@
+"""`trisparse segment`: what it prints and writes, and what it says of files that it cannot use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("safetensors")
+
+import pointcloud
+from pointcloud.io.read import _SUFFIXES
+from pointcloud.segment import Segmenter
+from trisparse import load_pretrained
+from trisparse.clouds import SUFFIXES
+
+from ..conftest import street
+
+Run = Callable[..., Any]
+
+
+def fails(result: Any, *words: str, code: int = 2) -> None:
+    """One line on stderr that holds the words; no traceback, nothing on stdout."""
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("compiling")]
+    assert len(lines) == 1 and lines[0].startswith("trisparse: error: "), result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_labels_are_those_of_the_network(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plyfile")
+    out = tmp_path / "out.ply"
+    result = trisparse("segment", cloud, "-o", out, "--model", model, "--dtype", "fp32")
+    assert result.exit_code == 0, result.stderr
+    written = pointcloud.read_points(out)
+    read = pointcloud.read_points(cloud)
+    assert torch.equal(written.xyz, read.xyz) and torch.equal(written.intensity, read.intensity)
+    expected = Segmenter(pointcloud.accelerate(load_pretrained(model)))(read)
+    assert torch.equal(written.labels, expected.labels)
+    assert int((written.labels == -1).sum()) == 20
+    assert len(written.labels.unique()) > 2
+    # One colour per label.
+    pairs = {(int(label), *color) for label, color in zip(written.labels, written.rgb.tolist())}
+    assert len(pairs) == len({label for label, *_ in pairs}) == len({tuple(color) for _, *color in pairs})
+
+    assert "820 points" in result.stdout and f"{expected.voxels:,} voxels of 0.4 m; fp32" in result.stdout
+    for stage in ("read", "voxels", "network", "labels", "write", "total"):
+        assert stage in result.stdout
+    for name, count in expected.counts().items():
+        assert any(line.split()[:2] == [name, str(count)] for line in result.stdout.splitlines())
+    assert f"wrote {out}" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ply", "street.bin"]
+
+
+def test_picture(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    result = trisparse("segment", cloud, "--picture", tmp_path / "out.png", "--model", model)
+    assert result.exit_code == 0, result.stderr
+    with image.open(tmp_path / "out.png") as picture:
+        assert picture.size == (1600, 1000)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "auto"])
+def test_dtypes(trisparse: Run, model: Path, cloud: Path, dtype: str) -> None:
+    result = trisparse("segment", cloud, "--model", model, "--dtype", dtype)
+    assert result.exit_code == 0, result.stderr
+    assert dtype == "auto" or f"; {dtype}," in result.stdout
+
+
+def test_threads(trisparse: Run, model: Path, cloud: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        result = trisparse("segment", cloud, "--model", model, "--threads", 1)
+        assert result.exit_code == 0 and ", 1 thread\n" in result.stdout and torch.get_num_threads() == 1
+        assert trisparse("segment", cloud, "--model", model, "--threads", 0).exit_code == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_columns_and_format(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.dat"
+    street()[:, [2, 0, 1]].tofile(path)
+    fails(trisparse("segment", path, "--model", model), "unknown suffix '.dat'")
+    result = trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "z x y")
+    assert result.exit_code == 0, result.stderr
+    assert "820 points" in result.stdout
+    assert any(line.split()[:2] == ["unlabelled", "20"] for line in result.stdout.splitlines())
+    fails(trisparse("segment", path, "--model", model, "--format", "bim"), "format must be one of", "'bim'")
+    fails(trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "x y"), "columns must name")
+
+
+@pytest.mark.parametrize(("points", "text"), [(0, "0 points, 0 voxels"), (1, "1 points, 1 voxels")])
+def test_hardly_any_points(trisparse: Run, model: Path, tmp_path: Path, points: int, text: str) -> None:
+    pytest.importorskip("plyfile")
+    pytest.importorskip("matplotlib")
+    path, out = tmp_path / "cloud.ply", tmp_path / "out.ply"
+    pointcloud.write_ply(path, pointcloud.PointCloud(torch.full((points, 3), 5.0)))
+    result = trisparse("segment", path, "-o", out, "--picture", tmp_path / "out.png", "--model", model)
+    assert result.exit_code == 0, result.stderr
+    assert text in result.stdout
+    assert len(pointcloud.read_points(out)) == points
+
+
+def test_points_that_are_not_finite(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    rows = street()
+    rows[5, 1] = np.nan
+    path = tmp_path / "nan.bin"
+    rows.tofile(path)
+    fails(trisparse("segment", path, "--model", model, "-o", tmp_path / "out.ply"), "nan.bin: 1 of 820 points")
+    assert not (tmp_path / "out.ply").exists()
+    result = trisparse("segment", path, "--model", model, "--invalid", "drop")
+    assert result.exit_code == 0 and "819 points" in result.stdout
+    fails(trisparse("segment", path, "--model", model, "--invalid", "maybe"), "invalid must be", "'maybe'")
+
+
+def test_files_that_are_no_clouds(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    fails(trisparse("segment", tmp_path / "absent.bin", "--model", model), "absent.bin: no such file")
+    (tmp_path / "picture.pcd").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    fails(trisparse("segment", tmp_path / "picture.pcd", "--model", model), "picture.pcd")
+    (tmp_path / "torn.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 9\n")
+    fails(trisparse("segment", tmp_path / "torn.ply", "--model", model), "torn.ply")
+    (tmp_path / "none").mkdir()
+    fails(trisparse("segment", tmp_path / "none", "--model", model), "no clouds in this folder")
+
+
+def test_places_that_cannot_be_written(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    fails(trisparse("segment", cloud, "-o", tmp_path / "no" / "out.ply", "--model", model), "does not exist")
+    fails(trisparse("segment", cloud, "-o", tmp_path, "--model", model), "a directory")
+    before = cloud.read_bytes()
+    fails(trisparse("segment", cloud, "-o", cloud, "--model", model), "would overwrite")
+    assert cloud.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    fails(trisparse("segment", cloud, "-o", folder / "out.ply", "--model", model), "not writable")
+
+
+def test_bad_models_and_dtypes(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    fails(trisparse("segment", cloud, "--model", "minkunet-99"), "name_or_path must be", "'minkunet-99'")
+    (tmp_path / "w.safetensors").write_bytes(b"nothing")
+    fails(trisparse("segment", cloud, "--model", tmp_path / "w.safetensors"), "is not a safetensors file")
+    fails(trisparse("segment", cloud, "--model", model, "--dtype", "fp8"), "dtype must be one of fp32, bf16, auto")
+
+
+def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    result = trisparse("segment", tmp_path / "absent.bin", "--model", model, "--debug")
+    assert result.exit_code == 2 and "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+
+
+def test_a_folder(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plyfile")
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3):
+        street(seed=i).tofile(folder / f"{i}.bin")
+    (folder / "notes.md").write_text("not a cloud, and by its suffix none")
+    result = trisparse("segment", folder, "-o", out, "--model", model)
+    assert result.exit_code == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["1/3 0.bin", "2/3 1.bin", "3/3 2.bin"]
+    assert sorted(path.name for path in out.iterdir()) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
+    assert len(pointcloud.read_points(out / "2.bin.ply")) == 820
+
+
+def test_one_failure_of_several_loses_nothing(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.bin").write_bytes(b"seven b")
+    street(seed=1).tofile(tmp_path / "other.bin")
+    out = tmp_path / "out"
+    result = trisparse("segment", cloud, tmp_path / "bad.bin", tmp_path / "other.bin", "-o", out, "--model", model)
+    assert result.exit_code == 1
+    assert "bad.bin" in result.stderr and "1 of 3 clouds failed" in result.stderr and "Traceback" not in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["other.bin.ply", "street.bin.ply"]
+
+
+def test_batches_never_overwrite(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    street().tofile(other / "street.bin")
+    fails(trisparse("segment", cloud, other, "-o", tmp_path / "out", "--model", model), "would both be written as")
+    fails(trisparse("segment", other, "-o", other, "--model", model), "--output must be another folder")
+    fails(trisparse("segment", other, "-o", cloud, "--model", model), "--output must be a folder")
+
+
+def test_suffixes_are_those_that_are_read() -> None:
+    assert set(SUFFIXES) == {suffix for suffix in _SUFFIXES if suffix.count(".") == 1}
