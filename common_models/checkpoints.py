@@ -40,8 +40,7 @@ def resume(path: Path, run: Mapping[str, Any], model: nn.Module, optimizer: torc
         name = differing[0]
         raise ValueError(
             f"{path} is the checkpoint of another run: its {name} is {found.get(name)!r}, here it is "
-            f"{run.get(name)!r}: "
-            "remove the file"
+            f"{run.get(name)!r}: remove the file"
         )
     model.load_state_dict(states[0])
     optimizer.load_state_dict(states[1])

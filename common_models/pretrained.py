@@ -128,8 +128,8 @@ def check_saveable(model: nn.Module) -> None:
     """Raise ValueError for an accelerated network: the modules of its file would not be those of its card."""
     if isinstance(getattr(model, "acceleration", None), Acceleration):
         raise ValueError(
-            "model must be a network as it was built, got an accelerated one, whose folded layers its card cannot build "
-            "again: save restore(model), and accelerate it after loading"
+            "model must be a network as it was built, got an accelerated one, whose folded layers its card cannot "
+            "build again: save restore(model), and accelerate it after loading"
         )
 
 
