@@ -59,7 +59,7 @@ def load_segmenter(name_or_path: str, dtype: str) -> Segmenter:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    segmenter = Segmenter(pointcloud.accelerate(load_pretrained(name_or_path), DTYPES[dtype]))
+    segmenter = Segmenter(pointcloud.accelerate(load_pretrained(name_or_path), dtype=DTYPES[dtype]))
     warm_up(segmenter)
     return segmenter
 
