@@ -171,47 +171,34 @@ def availability() -> dict[str, bool]:
     }
 
 
-# From how many rows on a weight is checked whole in each call: its checksum takes less than 1 % of such a product.
+# From how many rows on a weight is compared whole in each call: that takes less than 1 % of such a product.
 _ROWS_OF_A_WHOLE_CHECK = 8192
+# Turns (of 2 KiB) up to which it is compared whole for any number of rows.
+_FEW_TURNS = 8
 
 
 class _Held(Generic[T]):
     """A packed form with what tells whether its weight has changed."""
 
-    __slots__ = ("_sums", "address", "at", "dtype", "n_bytes", "same", "turn", "turns", "value", "version", "weight")
+    __slots__ = ("at", "dtype", "least", "record", "rows", "same", "turn", "turns", "value", "version", "weight")
 
-    def __init__(self, weight: Tensor, make: Callable[[Tensor], T]) -> None:
+    def __init__(self, weight: Tensor, make: Callable[[Tensor], T], rows: int) -> None:
         from common_kernels import cpu_checksum
 
         # Held, so that its memory cannot become that of another weight.
         self.weight = weight.detach()
         self.dtype = weight.dtype
         self.version = None if weight.is_inference() else weight._version
-        self.address = weight.data_ptr()
-        span = sum((n - 1) * step for n, step in zip(weight.shape, weight.stride())) + 1 if weight.numel() else 0
-        self.n_bytes = span * weight.element_size()
-        self.turns = cpu_checksum.turns_of(self.n_bytes)
-        self.turn = 0
-        self._sums = torch.empty(self.turns, dtype=torch.int64)
-        self.at = self._sums.data_ptr()
+        span = 1 + sum((n - 1) * step for n, step in zip(weight.shape, weight.stride())) if weight.numel() else 0
         # Before the weight is packed: an edit in between must not pass unseen.
-        cpu_checksum.take_sums(self.address, self.n_bytes, self.at, self.turns)
+        self.record, self.turns = cpu_checksum.take_sums(weight.data_ptr(), span * weight.element_size())
+        self.at = self.record.ctypes.data
+        self.turn = 0
+        self.rows = rows
+        self.least = self.turns if self.version is None or self.turns <= _FEW_TURNS else 1
         self.same = cpu_checksum.same_sums
         with torch.no_grad():
             self.value = make(self.weight)
-
-    def is_current(self, weight: Tensor, rows: int) -> bool:
-        if self.dtype != weight.dtype or not self.weight.is_set_to(weight):
-            return False
-        turn, turns = self.turn, self.turns
-        if self.version is None:
-            n = turns
-        elif self.version != weight._version:
-            return False
-        else:
-            n = min(turns, rows * turns // _ROWS_OF_A_WHOLE_CHECK + 1)
-        self.turn = (turn + n) % turns
-        return bool(self.same(self.address, self.n_bytes, self.at, turns, turn, n))
 
 
 class PackedWeight(Generic[T]):
@@ -224,7 +211,7 @@ class PackedWeight(Generic[T]):
     torch does not count edits through ``weight.data``, through ``weight.numpy()`` or by fused optimisers, and counts
     nothing for weights made in inference mode. The form therefore carries checksums of the weight's bytes. A weight
     made in inference mode is compared whole in every call; so is any weight of at most 16 KiB, or that multiplies 8192
-    rows or more. A larger weight is compared in turns of 16 KiB, each spread over the whole weight, one or more in a
+    rows or more. A larger weight is compared in turns of 2 KiB, each spread over the whole weight, one or more in a
     call: an edit of the whole weight is noticed in the next call, that of a single number after at most as many calls
     as the weight has turns, or 8192 / rows if that is less. To be sure at once, call `drop`, which a `PackedModule`
     does in ``train()``, ``eval()``, ``to(...)`` and ``load_state_dict``. The check takes less than 1 % of a product.
@@ -238,24 +225,38 @@ class PackedWeight(Generic[T]):
         self._held: _Held[T] | None = None
 
     def get(self, weight: Tensor, make: Callable[[Tensor], T], rows: int = 0) -> T:
-        """The form of `weight` on the CPU, by `make(weight)` where there is none that is current.
+        """The form of `weight` if it is current, else a new one by `make(weight)`.
 
-        `rows` is the number of rows that it is about to multiply, which decides how much of the weight is compared.
+        `rows` is how many rows each product usually has. It decides how much of the weight is compared in each call.
         """
-        held = self._held
-        if held is None or not held.is_current(weight, rows):
-            self._held = held = _Held(weight, make)
-        return held.value
+        value = self.current(weight)
+        if value is None:
+            self._held = held = _Held(weight, make, rows)
+            return held.value
+        return value
 
-    def current(self, weight: Tensor, rows: int = 0) -> T | None:
-        """The form of `weight` if there is one and the weight has not changed; else None, and it is dropped."""
+    def current(self, weight: Tensor, rows: int | None = None) -> T | None:
+        """The form of `weight` if there is one and the weight has not changed; else None, and the form is dropped.
+
+        `rows` is the number of rows of this product, where it is not the usual one.
+        """
         held = self._held
         if held is None:
             return None
-        if not held.is_current(weight, rows):
-            self._held = None
-            return None
-        return held.value
+        version, turn, turns = held.version, held.turn, held.turns
+        n = held.least + (held.rows if rows is None else rows) * turns // _ROWS_OF_A_WHOLE_CHECK
+        if n >= turns:
+            turn, n = 0, turns
+        held.turn = turn + n if turn + n < turns else 0
+        if (
+            held.weight.is_set_to(weight)
+            and held.dtype == weight.dtype
+            and (version is None or version == weight._version)
+            and held.same(held.at, turn, n)
+        ):
+            return held.value
+        self._held = None
+        return None
 
     @property
     def last(self) -> T | None:

@@ -20,6 +20,7 @@ class PackedConv2d(onednn.PackedModule, nn.Conv2d):
     """
 
     activation = "none"
+    _packed: onednn.PackedWeight[Tensor]
 
     @classmethod
     def of(cls, conv: nn.Conv2d, activation: str = "none") -> PackedConv2d:
@@ -31,28 +32,36 @@ class PackedConv2d(onednn.PackedModule, nn.Conv2d):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._library_serves(x):
+        weight = self.weight
+        if not self._library_serves(x, weight):
             return onednn.ACTIVATIONS[self.activation](super().forward(x))
         x = x.contiguous(memory_format=torch.channels_last)
-        _, _, height, width = x.shape
-        rows = height * width // (self.stride[0] * self.stride[1])
-        packed = self._packed.get(self.weight, lambda weight: self._pack(weight, x), rows)
-        return onednn.convolution(x, packed, self.bias, *self._window(), self.groups, self.activation)
+        packed = self._packed.current(weight)
+        if packed is None:
+            packed = self._pack(x)
+        window = self._window()
+        return onednn.convolution(x, packed, self.bias, *window, self.groups, self.activation)
 
     def _window(self) -> tuple[Any, Any, Any]:
         return self.padding, self.stride, self.dilation
 
-    def _pack(self, weight: Tensor, x: Tensor) -> Tensor:
-        return onednn.pack_convolution(weight, *self._window(), self.groups, list(x.shape))
+    def _pack(self, x: Tensor) -> Tensor:
+        window = self._window()
+        rows = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
+        return self._packed.get(
+            self.weight,
+            lambda weight: onednn.pack_convolution(weight, *window, self.groups, list(x.shape)),
+            rows,
+        )
 
-    def _library_serves(self, x: Tensor) -> bool:
+    def _library_serves(self, x: Tensor, weight: Tensor) -> bool:
         return (
             x.device.type == "cpu"
             and x.ndim == 4
             and x.numel() > 0
-            and x.dtype == self.weight.dtype
+            and x.dtype == weight.dtype
             and self.padding_mode == "zeros"
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
             and not torch.compiler.is_compiling()
             and not exporting()
             and onednn.has_convolution(x.dtype, self.activation)

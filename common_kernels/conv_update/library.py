@@ -15,7 +15,7 @@ class LibraryConvolution:
     """`act(conv(x) + bias + residual)` of x [B, Cin, H, W] in any layout; [B, Cout, Ho, Wo].
 
     On a CPU oneDNN runs it on weights brought into its own order once, for the size that comes first; elsewhere, and in
-    other dtypes, torch. Inference only.
+    other dtypes, torch. Inference only. The weights are its own: whoever makes one keeps no other hold of them.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int, activation: str) -> None:
@@ -36,9 +36,9 @@ class LibraryConvolution:
                 out.add_(residual)
             return ACTIVATIONS[self.activation](out)
         x = x.contiguous(memory_format=torch.channels_last)
-        _, (stride_y, stride_x), _ = self._window
-        rows = x.shape[2] * x.shape[3] // (stride_y * stride_x)
-        packed = self._packed.get(self.weight, lambda weight: self._pack(weight, x), rows)
+        packed = self._packed.last
+        if packed is None:
+            packed = self._packed.get(self.weight, lambda weight: self._pack(weight, x))
         if residual is None:
             return onednn.convolution(x, packed, self.bias, *self._window, self._groups, self.activation)
         if self._groups > 1:  # torch sums after a grouped convolution by itself, and not in bf16
