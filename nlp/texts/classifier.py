@@ -15,9 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common_models import dtypes
+from common_models.scores import ClassScore, best_classes
+from common_models.threads import set_threads
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer
 from nlp.pretrained.model_files import did_you_mean, replace_atomically
-from nlp.texts.embedder import Embedder, accelerated, parameter_dtype, tokens_left
+from nlp.texts.embedder import Embedder, accelerated, tokens_left
+from nlp.texts.logistic import class_name, logistic_regression
 from nlp.texts.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
 # A head that meets another network than its own would answer nonsense: the embedding of this word tells. It is short,
@@ -32,13 +36,13 @@ class TextAnswer:
     """What a text was classified as.
 
     Attributes:
-        best: (class name, probability), the most probable first.
+        best: classes with their probabilities, the most probable first.
         tokens: tokens that the network saw, special tokens included.
         truncated: tokens of the text that it did not see, 0 unless overflow is "truncate".
         kept: tokens that were left at the end, fewer than `tokens` where the network prunes.
     """
 
-    best: list[tuple[str, float]]
+    best: list[ClassScore]
     tokens: int
     truncated: int
     kept: int
@@ -61,13 +65,14 @@ class TextClassifier:
         max_tokens: tokens of a batch.
 
     Raises:
-        ValueError: an argument outside of its range, a model that is no classifier, a tokenizer that is not its own.
+        ValueError: an argument outside of its range, a model that is not a classifier, another model's tokenizer.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
+        *,
         labels: Sequence[str] | None = None,
         multi_label: bool | None = None,
         max_length: int | None = None,
@@ -104,14 +109,15 @@ class TextClassifier:
     @property
     def dtype(self) -> torch.dtype:
         """In which the network computes."""
-        return parameter_dtype(self.model)
+        return dtypes.own(self.model)
 
     @staticmethod
     def load(
         name_or_path: str | os.PathLike[str],
-        dtype: Any = "auto",
-        prune: Any = None,
         *,
+        dtype: torch.dtype | str | None = None,
+        threads: int | None = None,
+        prune: Any = None,
         embedder: Embedder | None = None,
         download: bool = False,
         **options: Any,
@@ -119,7 +125,8 @@ class TextClassifier:
         """A classifier from a model folder, or from a file that `save` of a fitted one wrote; accelerated.
 
         Args:
-            dtype: see `nlp.accelerate`: "auto" computes in the model's own.
+            dtype: see `nlp.accelerate`: None computes in the model's own, "auto" in the fastest.
+            threads: that torch computes with, in the whole process; None leaves their number as it is.
             prune: a policy that removes tokens; None removes none.
             embedder: for a fitted classifier, instead of the one that its file names (then without dtype and prune).
             download: whether a model of the Hugging Face hub may be fetched.
@@ -128,11 +135,12 @@ class TextClassifier:
         Raises:
             ValueError: no such file or folder, one of something else, or a head that does not fit the embedder.
         """
+        set_threads(threads)
         if Path(name_or_path).is_file() and (card := _read_head(Path(name_or_path))) is not None:
             path = Path(name_or_path)
             if embedder is None:
                 embedder = _embedder_of(path, card, dtype, prune, download, options)
-            elif options or prune is not None or dtype != "auto":
+            elif options or prune is not None or dtype is not None:
                 raise ValueError("embedder comes with its own dtype, prune and options: give them to it")
             return _load_head(path, card, embedder)
         if embedder is not None:
@@ -163,9 +171,10 @@ class TextClassifier:
             max_steps: of L-BFGS; it stops before where the gradient vanishes.
 
         Raises:
+            TypeError: a label that is neither a str nor an int.
             ValueError: another number of labels than of texts, or fewer than two classes.
         """
-        named = [_class_name(i, label) for i, label in enumerate(labels)]
+        named = [class_name(i, label) for i, label in enumerate(labels)]
         names = sorted(set(named))
         if len(names) < 2:
             raise ValueError(f"labels must name two classes or more, got {', '.join(names) or 'none'}")
@@ -180,15 +189,23 @@ class TextClassifier:
             raise ValueError(f"labels must be one for each text, got {len(named)} for {len(features)} texts")
         position = {name: i for i, name in enumerate(names)}
         target = torch.tensor([position[name] for name in named])
-        weight, bias = _logistic_regression(features, target, len(names), regularization, max_steps)
+        weight, bias = logistic_regression(features, target, len(names), regularization, max_steps)
         return EmbeddingClassifier(embedder, weight, bias, names)
+
+    def __call__(self, text: str, top: int = 5) -> TextAnswer:
+        """The `top` most probable classes of one text.
+
+        Raises:
+            TypeError, ValueError: as `classify`.
+        """
+        return self.classify([text], top)[0]
 
     def classify(self, texts: Iterable[str], top: int = 5) -> list[TextAnswer]:
         """The `top` most probable classes of each text.
 
         Raises:
-            TypeError: a text that is no str; the message names its position.
-            ValueError: a text that is no Unicode text, or too long with overflow "error"; a `top` below 1.
+            TypeError: a text that is not a str; the message names its position.
+            ValueError: a text that is not Unicode, or too long with overflow "error"; a `top` below 1.
         """
         return list(self.stream(texts, top))
 
@@ -204,9 +221,7 @@ class TextClassifier:
 
     def _stream(self, texts: Iterable[str], top: int) -> Iterator[TextAnswer]:
         for probability, tokens, truncated, kept in self._probabilities(texts):
-            order = np.argsort(-probability, kind="stable")[:top]
-            best = [(self.labels[i], float(probability[i])) for i in order]
-            yield TextAnswer(best, tokens, truncated, kept)
+            yield TextAnswer(best_classes(torch.from_numpy(probability), self.labels, top), tokens, truncated, kept)
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Probabilities [C], tokens seen, tokens cut, and tokens left at the end, of each text."""
@@ -281,44 +296,10 @@ class EmbeddingClassifier(TextClassifier):
             yield exponential / exponential.sum(), found.tokens, found.truncated, found.kept
 
 
-def _logistic_regression(
-    features: Tensor, target: Tensor, classes: int, regularization: float, max_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Weight [C, H] and bias [C], float32, of the least penalised cross-entropy; computed in float64."""
-    x = features.double()
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=max_steps,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        # Per text, so that steps and tolerance do not depend on their number.
-        entropy = torch.nn.functional.cross_entropy(x @ weight.T + bias, target)
-        value = entropy + regularization / (2 * len(x)) * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return weight.detach().float(), bias.detach().float()
-
-
 def _names(labels: Sequence[str], n: int) -> list[str]:
     if isinstance(labels, str) or len(labels) != n or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"labels must be {n} names, one for each class, got {labels!r}")
     return list(labels)
-
-
-def _class_name(i: int, label: object) -> str:
-    if isinstance(label, (str, int, np.integer)) and not isinstance(label, bool):
-        return str(label)
-    raise ValueError(f"labels[{i}] must be a str or an int, got {type(label).__name__}")
 
 
 def _read_head(path: Path) -> dict[str, Any] | None:
@@ -355,7 +336,7 @@ def _embedder_of(
         hint = did_you_mean(unknown[0], list(known))
         raise ValueError(f"{path}: settings must be of {', '.join(known)}, got {unknown[0]!r}{hint}")
     try:
-        return Embedder.load(network, dtype, prune, download=download, **{**card["settings"], **options})
+        return Embedder.load(network, dtype=dtype, prune=prune, download=download, **{**card["settings"], **options})
     except ValueError as error:
         raise ValueError(f"{path} was fitted on {network!r}: {error}") from error
 
