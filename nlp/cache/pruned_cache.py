@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from common_models.names import did_you_mean
 from nlp.cache import interface
 from nlp.cache.layer import REFUSED_CROP, PrunedLayer
 from nlp.cache.policies import HEADS, POLICIES, Budget, Policy, SnapKV
@@ -66,8 +66,7 @@ class PrunedCache(Cache):
             names = ", ".join(each.__name__ for each in POLICIES)
             raise ValueError(f"policy must be one of {names}, got {policy!r}")
         if heads not in HEADS:
-            close = difflib.get_close_matches(str(heads), HEADS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(heads), HEADS)
             raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}{hint}")
         least = 0
         if isinstance(policy, SnapKV):

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from common_models import dtypes
+from common_models.files import replace_atomically
+from common_models.names import did_you_mean
+from common_models.pretrained import read_card
 from common_models.scores import ClassScore, best_classes
 from common_models.threads import set_threads
-from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer
-from nlp.pretrained.model_files import did_you_mean, replace_atomically
+from nlp.pretrained import DOMAIN, list_pretrained, load_pretrained, load_tokenizer
 from nlp.texts.embedder import Embedder, accelerated, tokens_left
 from nlp.texts.logistic import class_name, logistic_regression
 from nlp.texts.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
@@ -285,8 +287,9 @@ class EmbeddingClassifier(TextClassifier):
         }
         probe = torch.from_numpy(self.embedder.embed([PROBE])[0])
         state = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous(), "probe": probe}
-        metadata = {"card": json.dumps(stated)}
-        replace_atomically(Path(path), lambda partial: save_file(state, partial, metadata=metadata))
+        # Not as whole networks are written: a head is small, and is to answer the same when it is read back.
+        with replace_atomically(path) as partial:
+            save_file(state, partial, metadata={"card": json.dumps(stated), "domain": DOMAIN})
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         weight, bias = self.weight.double().numpy(), self.bias.double().numpy()
@@ -304,21 +307,16 @@ def _names(labels: Sequence[str], n: int) -> list[str]:
 
 def _read_head(path: Path) -> dict[str, Any] | None:
     """The card of a file of `EmbeddingClassifier.save`; None for the file of a whole network."""
+    card = read_card(path, DOMAIN)
+    if card is None or card.get("architecture") != HEAD:
+        return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        card = json.loads(metadata.get("card", "{}"))
-        if not isinstance(card, dict) or card.get("architecture") != HEAD:
-            return None
         labels, settings, network = card["labels"], card["settings"], card["network"]
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError(f"labels are {labels!r}")
         if not isinstance(settings, dict) or not (network is None or isinstance(network, str)):
             raise ValueError("settings or network are of another type than they should be")
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: its classifier card cannot be read: {error!r}") from error
     return card
 
@@ -333,7 +331,7 @@ def _embedder_of(
     known = ("pooling", "normalize", "max_length", "overflow", "prompt", "lowercase")
     unknown = sorted(set(card["settings"]) - set(known))
     if unknown:
-        hint = did_you_mean(unknown[0], list(known))
+        hint = did_you_mean(unknown[0], known)
         raise ValueError(f"{path}: settings must be of {', '.join(known)}, got {unknown[0]!r}{hint}")
     try:
         return Embedder.load(network, dtype=dtype, prune=prune, download=download, **{**card["settings"], **options})

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlp.pretrained.model_files import replace_atomically
+from common_models.files import replace_atomically
 
 _FORMAT = "trisparse finetuning 1"
 
@@ -41,7 +41,8 @@ def write(path: Path, run: dict[str, Any], progress: dict[str, Any], tensors: di
     """
     metadata = {"format": _FORMAT, "run": json.dumps(run), "progress": json.dumps(progress)}
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    replace_atomically(path, lambda partial: save_file(state, partial, metadata=metadata))
+    with replace_atomically(path) as partial:
+        save_file(state, partial, metadata=metadata)
 
 
 def load(path: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

@@ -50,7 +50,7 @@ def test_unknown_architectures() -> None:
     model = transformers.XLMRobertaXLModel(transformers.XLMRobertaXLConfig(**small))
     text = message(ValueError, model)
     assert text.startswith("model_type must be one of albert, bert, camembert, distilbert, electra, gpt2, llama, ")
-    assert text.endswith(", got 'xlm-roberta-xl'; the nearest is 'xlm-roberta'")
+    assert text.endswith(", got 'xlm-roberta-xl'; did you mean 'xlm-roberta' or 'roberta'?")
     text = message(ValueError, transformers.DebertaV2Model(transformers.DebertaV2Config(**small)))
     assert text.endswith(
         "got 'deberta-v2': its attention is written out in its own code, where packed rows cannot be handed in"

@@ -241,7 +241,7 @@ def test_head_whose_network_is_gone(fitted: EmbeddingClassifier, folder: Path, t
 @pytest.mark.parametrize("change, message", [
     ({"labels": [1, 2]}, "its classifier card cannot be read"),
     ({"settings": 3}, "its classifier card cannot be read"),
-    ({"settings": {"pooled": "mean"}}, "settings must be of .*, got 'pooled'; did you mean pooling"),
+    ({"settings": {"pooled": "mean"}}, "settings must be of .*, got 'pooled'; did you mean 'pooling'"),
     ({"settings": {"pooling": "sum"}}, "pooling must be one of mean, cls, last, got 'sum'"),
     ({"labels": ["a", "b", "c"]}, r"weight must be \[3, 32\] for its embedder, got \[2, 32\]"),
 ])  # fmt: skip
