@@ -1,4 +1,4 @@
-"""Early exit for encoders: sure answers leave after few layers, and the others are pooled into full batches again."""
+"""Early exit for encoders: confident answers leave after few layers, the others go on together in full batches."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def draw_survivors(
         tokenizer: the model's fast tokenizer. A text longer than it allows is cut.
 
     Raises:
-        TypeError: a model that is not accelerated, or text that is no str.
+        TypeError: a model that is not accelerated, or text that is not a str.
         ValueError: a text without tokens.
         ImportError: matplotlib is missing.
     """

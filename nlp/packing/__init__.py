@@ -134,7 +134,9 @@ class Packing:
             return Pass(self, None), None  # the network itself says what is wrong
         if exporting():  # the number of tokens would be this batch's for ever
             if self.policy is not None:
-                raise ValueError("a pruned network cannot run here: torch traces or exports it")
+                raise ValueError(
+                    "a network that prunes cannot be traced or exported: the tokens that it removes differ by input"
+                )
             return Pass(self, None), None
         shape = (given.shape[0], given.shape[1])
         live = mask.to(given.device).bool() if isinstance(mask, Tensor) and mask.shape == shape else None
@@ -142,7 +144,7 @@ class Packing:
         why_not = self._why_padded(base, call, batch, live)
         if why_not or batch is None:
             if self.policy is not None:
-                raise ValueError(f"a pruned network cannot run here: {why_not}")
+                raise ValueError(f"a network that prunes cannot run this pass: {why_not}")
             return Pass(self, None, live), None
         architecture = self.parts.architecture
         batch.causal = architecture.causal or _is_decoder(base)

@@ -1,4 +1,7 @@
-"""Language models with weights: those in this package or another one, files in the same format, and model folders."""
+"""List, load and save language models: this package's, files in the same format, model folders, the hub's.
+
+`cards` holds what is known of a network, `model_files` what reads files that others wrote.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
         download: whether a hub model may be fetched.
 
     Raises:
-        ValueError: an unknown name; a file or folder that is no model, would run code, or whose tensors do not fit.
+        ValueError: an unknown name; a file or folder that is not a model, would run code, or whose tensors do not fit.
         ImportError: transformers is not installed or older than 5.
         OSError: a file cannot be read.
     """

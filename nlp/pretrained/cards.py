@@ -1,4 +1,4 @@
-"""What is known of a network: the card that `load_pretrained` gives it, from the files of a model folder."""
+"""Model cards: what is known of a network, and how a model folder says it."""
 
 from __future__ import annotations
 

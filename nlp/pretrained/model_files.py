@@ -122,7 +122,7 @@ def tensor_counts(files: list[Path]) -> tuple[int, int]:
     """Tensors and their elements in all the files, from the headers.
 
     Raises:
-        ValueError: a file that is no safetensors file.
+        ValueError: a file that is not a safetensors file.
     """
     tensors = elements = 0
     for path in files:

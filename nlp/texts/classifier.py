@@ -1,4 +1,4 @@
-"""Text in, class names with probabilities out."""
+"""Classify texts: the most probable classes of each."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TextClassifier:
                 "TextClassifier.fit trains a classifier on embeddings"
             )
         if config.problem_type == "regression":
-            raise ValueError("model must tell classes, got one of problem_type regression")
+            raise ValueError("model must be a classifier, got one of problem_type regression")
         if config.pad_token_id is None:
             raise ValueError(
                 "model.config.pad_token_id must be a token: networks find the end of a text by it, got None"
@@ -149,7 +149,7 @@ class TextClassifier:
             raise ValueError(f"embedder is for a classifier that was fitted on one, got {os.fspath(name_or_path)!r}")
         model = load_pretrained(name_or_path, download=download)
         tokenizer = load_tokenizer(name_or_path, download=download)
-        # Refuses what is no classifier before the network is worked on.
+        # Refuses what is not a classifier before the network is worked on.
         classifier = TextClassifier(model, tokenizer, **options)
         classifier.model = accelerated(model, dtype, prune)
         return classifier
@@ -269,7 +269,7 @@ class EmbeddingClassifier(TextClassifier):
         return self.embedder.dtype
 
     def save(self, path: str | os.PathLike[str], results: dict[str, Any] | None = None) -> None:
-        """Write head and card as a `.safetensors` file (not the network, which is named); it appears whole or not.
+        """Write head and card as a `.safetensors` file (not the network, which is named).
 
         Args:
             results: what was measured on held-out data, kept in the card.

@@ -1,4 +1,4 @@
-"""Text in, embeddings out."""
+"""Embed texts."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progre
     """A network trained by the recipe on a stream of tokens [n], in evaluation mode.
 
     Args:
-        checkpoint: written every 50 steps; where it exists, training goes on from it, to the same end.
+        checkpoint: written every 50 steps; where it exists, training continues from it, to the same end.
 
     Raises:
         ValueError: the checkpoint is of another recipe or text, or not a checkpoint; fewer tokens than two windows.

@@ -1,4 +1,8 @@
-"""The state of a training run in one safetensors file, from which it goes on to the same end."""
+"""The state of a fine-tuning run in one safetensors file, from which the run continues to the same end.
+
+Not `common_models.checkpoints`: a run keeps the trained parameters alone, the teacher's answers as far as they are
+known, and a number of steps that its first steps decide, none of which is a network's state.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def load(path: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Ten
     """Progress and tensors of a file that `write` wrote for the same run; None where there is no file.
 
     Raises:
-        ValueError: the file is none of a run, or of another one; the message names what differs.
+        ValueError: the file is not of a run, or is of another one; the message names what differs.
     """
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""Train a network to answer, without the tokens that a policy removes, as it did with them."""
+"""Train a network to answer as before without the tokens that a policy removes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def finetune(
     Thresholds are learned along with the weights where the policy is a `Threshold` and `keep` is given.
 
     Args:
-        model: a network that `nlp.accelerate` takes, or one that it made; it is not changed.
+        model: a network that `nlp.accelerate` takes, or one that it made; stays as it is.
         texts: of the kind that the network will see, a thousand or more. Those below the policy's `min_tokens` are
             left out, as nothing is removed from them.
         policy: which tokens go on from layer to layer.

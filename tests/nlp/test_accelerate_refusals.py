@@ -152,7 +152,7 @@ def test_masks_of_four_axes_run_padded(model_type: str) -> None:
 
 
 def test_a_pruned_network_runs_packed_or_not_at_all() -> None:
-    words = "^a pruned network cannot run here: "
+    words = "^a network that prunes cannot run this pass: "
     ids = padded((4, 4))["input_ids"]
     fast = accelerate(network("bert"), prune=Everyone(), task="cls")
     with pytest.raises(ValueError, match=words + "attention_mask has holes between the tokens of a sequence$"):

@@ -168,7 +168,7 @@ def test_shipped_weights_repeat_what_they_have_read(shipped: Any, held_out: torc
     text_ids = held_out[:4, 1:201]
     twice = torch.cat([torch.zeros(4, 1, dtype=torch.int64), text_ids, text_ids], 1)
     with torch.no_grad():
-        losses = measure._losses(shipped(input_ids=twice).logits, twice)
+        losses = measure.token_losses(shipped(input_ids=twice).logits, twice)
     assert losses[:, 220:].mean() < 0.4 * losses[:, 20:200].mean()
 
 

@@ -120,7 +120,7 @@ def test_causal_networks_classify_by_the_last_token_of_each_text() -> None:
 
 
 @pytest.mark.parametrize("change, options, message", [
-    ({"problem_type": "regression"}, {}, "must tell classes, got one of problem_type regression"),
+    ({"problem_type": "regression"}, {}, "must be a classifier, got one of problem_type regression"),
     ({"num_labels": 1}, {}, r"must have two classes or more \(one alone has probability 1\), got 1"),
     ({}, {"labels": ["a", "b"]}, r"labels must be 3 names, one for each class, got \['a', 'b'\]"),
     ({}, {"max_tokens": -1}, "max_tokens must be a whole number of at least 1, got -1"),
