@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from common_models.errors import ArgumentError
 from nlp.linear.optimize import Optimized, optimize
 from nlp.packing import Packing, attention, is_packed
 from nlp.packing.architectures import Parts, parts_of
@@ -88,7 +89,9 @@ def accelerate(
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
     if prune is not None and not parts.architecture.can_prune:
-        raise ValueError(f"prune must be None for {type(model).__name__}: its attention depends on distances in rows")
+        raise ArgumentError(
+            "prune", f"must be None for {type(model).__name__}: its attention depends on distances in rows"
+        )
     task = _task(model, prune, task)
     faster = _sharing_copy(model, _dtype(dtype, model))
     layers = optimize(faster)

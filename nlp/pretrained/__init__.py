@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from common_models.errors import ArgumentError
 from nlp.pretrained import model_files
 from nlp.pretrained.cards import ModelCard, folder_card, position_limit
 
@@ -169,15 +170,16 @@ def _locate(name: str, download: bool) -> Path:
     if path.exists():
         raise ValueError(f"{name} must be a .safetensors file or a folder with a config.json, got neither")
     if not HUB_NAME.fullmatch(name):
-        raise ValueError(f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}")
+        raise ArgumentError("name_or_path", f"must be a file, a folder or one of {', '.join(names)}, got {name!r}")
     if download or "/" in name:
         found = _hub_copy(name, download)
         if found is not None:
             return found
     hint = model_files.did_you_mean(name, names)
-    raise ValueError(
-        f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint or ';'} "
-        "download=True fetches a name of the Hugging Face hub"
+    raise ArgumentError(
+        "name_or_path",
+        f"must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint}",
+        ("download=True", "fetches a name of the Hugging Face hub"),
     )
 
 
