@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import slug
+from common_models.files import replace_atomically
 
 FOLDER = Path(__file__).resolve().parent / "results"
 KEY = ("device", "case", "workload", "shape", "competitor", "dtype", "threads")
@@ -104,13 +104,11 @@ def merge(path: Path, rows: Iterable[Row]) -> None:
     kept = {row.key: row for row in read(path)}
     kept.update({row.key: row for row in rows})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    with replace_atomically(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
         for row in sorted(kept.values(), key=lambda row: tuple(map(str, row.key))):
             writer.writerow({name: _format(value) for name, value in asdict(row).items()})
-    os.replace(partial, path)
 
 
 def speedup(row: Row, group: Sequence[Row], measure: str = "wall_ms") -> tuple[float, str] | None:

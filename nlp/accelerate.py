@@ -14,6 +14,7 @@ from torch import nn
 from common_models import acceleration, dtypes
 from common_models.acceleration import restore as restore
 from common_models.dtypes import multiplies_bf16 as multiplies_bf16
+from common_models.errors import ArgumentError
 from nlp.linear.optimize import Optimized, optimize
 from nlp.packing import Packing, attention, is_packed
 from nlp.packing.architectures import Parts, parts_of
@@ -99,7 +100,9 @@ def accelerate(
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
     if prune is not None and not parts.architecture.can_prune:
-        raise ValueError(f"prune must be None for {type(model).__name__}: its attention depends on distances in rows")
+        raise ArgumentError(
+            "prune", f"must be None for {type(model).__name__}: its attention depends on distances in rows"
+        )
     task = _task(model, prune, task)
     chosen = dtypes.resolve(dtype, model, DTYPES)
     faster = _sharing_copy(model, None if dtype is None else chosen)

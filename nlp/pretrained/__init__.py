@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common_models import pretrained as weights
+from common_models.errors import ArgumentError
 from common_models.names import did_you_mean
 from nlp.linear.quantized import QuantizedLinear
 from nlp.packing import is_packed
@@ -217,15 +218,16 @@ def _locate(name: str, download: bool) -> Path:
     if path.exists():
         raise ValueError(f"{name} must be a .safetensors file or a folder with a config.json, got neither")
     if not HUB_NAME.fullmatch(name):
-        raise ValueError(f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}")
+        raise ArgumentError("name_or_path", f"must be a file, a folder or one of {', '.join(names)}, got {name!r}")
     if download or "/" in name:
         found = _hub_copy(name, download)
         if found is not None:
             return found
     hint = did_you_mean(name, names, 0.5)
-    raise ValueError(
-        f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint or ';'} "
-        "download=True fetches a name of the Hugging Face hub"
+    raise ArgumentError(
+        "name_or_path",
+        f"must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint}",
+        ("download=True", "fetches a name of the Hugging Face hub"),
     )
 
 

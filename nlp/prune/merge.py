@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common_kernels import ragged_topk
+from common_models.errors import ArgumentError
 from nlp.prune.cascade import Scheduled
 from nlp.prune.policy import Live, Plan
 
@@ -39,9 +40,10 @@ class Merge(Scheduled):
     def check(self, n_layers: int, causal: bool) -> None:
         super().check(n_layers, causal)
         if causal:
-            raise ValueError(
-                "Merge cannot serve a causal network: a merged token carries states of later tokens to earlier ones; "
-                "Cascade can"
+            raise ArgumentError(
+                "Merge",
+                "cannot serve a causal network: a merged token carries states of later tokens to earlier ones; "
+                "Cascade can",
             )
 
     def wants_keys(self, layer: int, n_layers: int) -> bool:

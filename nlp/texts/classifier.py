@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common_models import dtypes
+from common_models.errors import ArgumentError
 from common_models.files import replace_atomically
 from common_models.names import did_you_mean
 from common_models.pretrained import read_card
@@ -83,12 +84,13 @@ class TextClassifier:
     ) -> None:
         config = model.config
         if not any(str(base.__name__).endswith("ForSequenceClassification") for base in type(model).__mro__):
-            raise ValueError(
-                f"model must be a ...ForSequenceClassification of transformers, got {type(model).__name__}: "
-                "TextClassifier.fit trains a classifier on embeddings"
+            raise ArgumentError(
+                "model",
+                f"must be a ...ForSequenceClassification of transformers, got {type(model).__name__}: "
+                "TextClassifier.fit trains a classifier on embeddings",
             )
         if config.problem_type == "regression":
-            raise ValueError("model must be a classifier, got one of problem_type regression")
+            raise ArgumentError("model", "must be a classifier, got one of problem_type regression")
         if config.pad_token_id is None:
             raise ValueError(
                 "model.config.pad_token_id must be a token: networks find the end of a text by it, got None"
@@ -96,7 +98,7 @@ class TextClassifier:
         if multi_label is None:
             multi_label = config.problem_type == "multi_label_classification"
         if config.num_labels == 1 and not multi_label:
-            raise ValueError("model must have two classes or more (one alone has probability 1), got 1")
+            raise ArgumentError("model", "must have two classes or more (one alone has probability 1), got 1")
         if labels is None:
             labels = [config.id2label[i] for i in range(config.num_labels)]
         self.labels = _names(labels, config.num_labels)
@@ -336,6 +338,8 @@ def _embedder_of(
     try:
         return Embedder.load(network, dtype=dtype, prune=prune, download=download, **{**card["settings"], **options})
     except ValueError as error:
+        if isinstance(error, ArgumentError) and error.argument in options:  # the caller's own, not the file's
+            raise
         raise ValueError(f"{path} was fitted on {network!r}: {error}") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from common_models.errors import ArgumentError
 from nlp.pretrained.cards import position_limit
 from nlp.texts.packer import BatchError, Packer
 
@@ -72,7 +73,9 @@ class Cutter:
         self._before, self._after = _special_tokens(self._tokenizer)
         special = len(self._before) + len(self._after)
         if max_length is not None and (type(max_length) is not int or max_length <= special):
-            raise ValueError(f"max_length must be a whole number above {special}, the special tokens, got {max_length}")
+            raise ArgumentError(
+                "max_length", f"must be a whole number above {special}, the special tokens, got {max_length}"
+            )
         self._room = None if max_length is None else max_length - special
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
@@ -208,7 +211,9 @@ def length_limit(model: Any, tokenizer: Any, max_length: int | None) -> int | No
     limit = position_limit(model.config)
     if max_length is not None:
         if limit is not None and type(max_length) is int and max_length > limit:
-            raise ValueError(f"max_length must be at most {limit}, the positions of the network, got {max_length}")
+            raise ArgumentError(
+                "max_length", f"must be at most {limit}, the positions of the network, got {max_length}"
+            )
         return max_length
     stated = [
         limit,
