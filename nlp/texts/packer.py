@@ -52,7 +52,7 @@ class Packer:
             instead of the sum of its lengths.
 
     Raises:
-        ValueError: a max_tokens or look_ahead that is no integer of at least 1.
+        ValueError: a max_tokens or look_ahead that is not an integer of at least 1.
     """
 
     max_tokens: int
@@ -78,7 +78,7 @@ class Packer:
             start: position of the first item: a caller that resumes after n items passes n, and the others.
 
         Raises:
-            ValueError: a length that is negative or no integer, with the position.
+            ValueError: a length that is negative or not an integer, with the position.
         """
         iterator = iter(items)
         error: Exception | None = None

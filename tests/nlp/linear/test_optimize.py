@@ -336,6 +336,11 @@ def test_what_is_left_alone() -> None:
     report = optimize(model)
     assert report.linears == ("2", "3")
     assert set(report.skipped) == {"0", "1", "4"}
+    assert report.left == {
+        "0": "is of the subclass Own",
+        "1": "has hooks or a forward of its own",
+        "4": "its weight is computed from other tensors",
+    }
     assert model[2] is model[3]
     torch.testing.assert_close(model(x), want)
     assert optimize(model).linears == ()
