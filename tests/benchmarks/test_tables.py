@@ -91,3 +91,18 @@ def test_main_names_the_documents_that_differ_and_writes_them(
     assert tables.main(["--write"]) == 0
     assert "README.md: written" in capsys.readouterr().out and "MinkUNet" in readme.read_text()
     assert tables.main([]) == 0 and capsys.readouterr().out == ""
+
+
+def test_clips_are_shown_in_cpu_time_and_clouds_in_wall_time(rows: dict[str, list[Row]]) -> None:
+    """Of a reader, whose wall time waits for the disk and for other processes, and of a network on one thread."""
+    for domain, case, measure in (("video", "reader", "cpu_ms"), ("pointcloud", "network", "wall_ms")):
+        shown = [
+            row for row in rows[domain]
+            if row.case == case and row.threads == 1 and row.status == "ok" and "limit" not in row.competitor
+        ]  # fmt: skip
+        table = tables.TABLES[f"{domain}-{case}"](rows)
+        other = {"cpu_ms": "wall_ms", "wall_ms": "cpu_ms"}[measure]
+        values = {f"{getattr(row, measure):.0f}" for row in shown if getattr(row, measure) >= 100}
+        others = {f"{getattr(row, other):.0f}" for row in shown if getattr(row, other) >= 100} - values
+        cells = set(re.findall(r"(?<=\| )\d{3,}(?= )", table))
+        assert cells == values and others - cells == others
