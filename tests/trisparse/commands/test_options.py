@@ -31,7 +31,7 @@ COMMANDS = {"segment": segment, "classify-video": classify_video, "embed": embed
 @dataclass(frozen=True, kw_only=True)
 class Baking(Options):
     output: Annotated[Path, typer.Option("--output", "-o")]
-    model: str = "oven"
+    model: Annotated[str, typer.Option()] = "oven"
     degrees: Annotated[int | None, typer.Option(min=0)] = None
 
 
