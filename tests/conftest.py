@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.data import data_folder
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 # The interpreter and a real device cannot share a process: @triton.jit reads the variable once.
 DEVICES = ["cuda"] if torch.cuda.is_available() and not INTERPRETED else []
@@ -41,10 +43,10 @@ def kernel_device() -> str:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of real data, ../shared/data beside the repository; skips where it is absent."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    """Folder of real data, as the benchmarks look for it; skips where it is absent."""
+    path = data_folder()
     if not path.is_dir():
-        pytest.skip(f"no real data at {path}")
+        pytest.skip(f"no real data at {path} (TRISPARSE_DATA names another folder)")
     return path
 
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.competitors import OURS
-from benchmarks.data import Unavailable
+from benchmarks.data import Unavailable, data_file
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.video.clips import Clip
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 DENSE = "every frame"
 MAX_FLIPS = 0.01
-PROXYLESS = Path(__file__).resolve().parents[3] / "shared" / "data" / "video" / "proxyless-w0.3-r176_imagenet.pth"
+PROXYLESS = "video/proxyless-w0.3-r176_imagenet.pth"
 NETWORKS = {"EfficientNet-Lite0 (ImageNet)": "efficientnet_lite0", "ProxylessNAS w0.3 (ImageNet)": "proxylessnas"}
 WHOLE, HALF = "whole clip, calibrated on itself", "second half, calibrated on the first"
 
@@ -76,8 +75,8 @@ def network(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     if name not in NETWORKS.values():
         torch.manual_seed(0)
         return channels_last(create(name, num_classes=400).eval()), Preprocess()
-    path = PROXYLESS if name == "proxylessnas" else imagenet_weights()
-    if path is None or not path.is_file():
+    path = data_file(PROXYLESS) if name == "proxylessnas" else imagenet_weights()
+    if path is None:
         raise Unavailable(f"no weights of {name}")
     model = load_pretrained(path)
     card: Any = model.card

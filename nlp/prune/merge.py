@@ -90,7 +90,7 @@ def most_similar(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor
         The products [Ta] fp32 and the rows [Ta] int64 of `b`; of equal products the first.
     """
     if a.device.type != "cpu":
-        return _most_similar_padded(a, b, n_a, n_b)
+        return most_similar_padded(a, b, n_a, n_b)
     # One product per sequence: n^2 / 4 of them are little work, and each sequence's own whatever its batch.
     similarity = a.new_empty(len(a))
     nearest = torch.empty(len(a), dtype=torch.int64)
@@ -103,7 +103,7 @@ def most_similar(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor
     return similarity, nearest
 
 
-def _most_similar_padded(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor, Tensor]:
+def most_similar_padded(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor, Tensor]:
     """`most_similar` in one product of padded sequences, where launches cost more than the padding."""
     begin_b = _offsets(n_b)[:-1]
     places = [torch.arange(int(n.max()) if len(n) else 0, device=n.device) < n[:, None] for n in (n_a, n_b)]

@@ -50,6 +50,7 @@ class Cutter:
         lowercase: whether texts are lower-cased first.
 
     Raises:
+        TypeError: a prompt that is not a str.
         ValueError: no fast tokenizer, or a limit without room for a token beside the special ones.
     """
 
@@ -59,7 +60,7 @@ class Cutter:
         if overflow not in OVERFLOWS:
             raise ValueError(f"overflow must be one of {', '.join(OVERFLOWS)}, got {overflow!r}")
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt must be a str, got {type(prompt).__name__}")
+            raise TypeError(f"prompt must be a str, got {type(prompt).__name__}")
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"tokenizer must be a fast tokenizer of transformers, got {type(tokenizer).__name__}")
         backend = tokenizer.backend_tokenizer
@@ -81,8 +82,8 @@ class Cutter:
         """The windows of all texts, in order; at least one for each text.
 
         Raises:
-            TypeError: a text that is no str (after the windows of those before it).
-            ValueError: a text that is no Unicode, without any token, or, with overflow "error", too long (likewise).
+            TypeError: a text that is not a str (after the windows of those before it).
+            ValueError: a text that is not Unicode, without any token, or, with overflow "error", too long (likewise).
         """
         first, source = 0, iter(texts)
         problem: Exception | None = None
@@ -127,7 +128,7 @@ class Cutter:
         room, before, after = self._room, self._before, self._after
         total = len(before) + len(ids) + len(after)
         if total == 0:
-            raise ValueError(f"texts[{text}] has no token, and its tokenizer adds none: an empty text has no meaning")
+            raise ValueError(f"texts[{text}] must have a token, got an empty text and a tokenizer that adds none")
         if room is None or len(ids) <= room:
             yield Window(text, [*before, *ids, *after], 0, True)
         elif self.overflow == "error":
