@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = 5
 
 
+class Score(NamedTuple):
+    """As common_models.scores.ClassScore, without torch."""
+
+    label: str
+    probability: float
+
+
 @dataclass
 class Answer:
     """What both commands read of an answer."""
 
     vector: np.ndarray
-    best: list[tuple[str, float]]
+    best: list[Score]
     tokens: int
     truncated: int
     kept: int
@@ -35,7 +42,8 @@ def answer(text: str, limit: int) -> Answer:
     """Numbers that depend on the text alone."""
     numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[: 4 * SIZE], np.uint32) / 2**32
     words = len(text.split())
-    scores = sorted(zip("abcde", (numbers / numbers.sum()).tolist()), key=lambda pair: -pair[1])
+    scores = [Score(*pair) for pair in zip("abcde", (numbers / numbers.sum()).tolist())]
+    scores.sort(key=lambda score: -score.probability)
     return Answer(numbers.astype(np.float32), scores, min(words, limit - 2) + 2, max(0, words - limit + 2), 2)
 
 

@@ -31,6 +31,14 @@ def test_version_and_help(trisparse: Run) -> None:
     assert trisparse("classify").exit_code == 2
 
 
+def test_commands_do_not_import_the_command_line() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    files = sorted(folder.glob("*.py"))
+    assert len(files) == 10
+    for path in files:
+        assert "trisparse.cli" not in path.read_text() and "import cli" not in path.read_text(), path
+
+
 def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     monkeypatch.delitem(sys.modules, "torch")

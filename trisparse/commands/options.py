@@ -79,7 +79,10 @@ def filled_by_typer(options: type[Filled]) -> Callable[[Callable[[Any, Filled], 
             with errors(given["debug"]):
                 first = given.pop(inputs.name)
                 chosen = options(**given)
-                set_threads(chosen.threads)
+                if chosen.threads is not None:  # else torch need not be loaded yet
+                    from common_models.threads import set_threads
+
+                    set_threads(chosen.threads)
                 failed = function(first, chosen)
             if failed:
                 raise typer.Exit(1)
@@ -108,11 +111,3 @@ def check_choice(option: str, given: str, known: Sequence[str]) -> None:
     """Raises ValueError for a choice that there is not."""
     if given not in known:
         raise ValueError(f"{option} must be one of {', '.join(known)}, got {given!r}{did_you_mean(given, known)}")
-
-
-def set_threads(threads: int | None) -> None:
-    """Let torch use so many threads; None leaves its choice."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

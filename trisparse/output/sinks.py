@@ -10,7 +10,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from common_models.scores import ClassScore
 
 # Memory of a row group while a parquet file is written, about.
 GROUP_BYTES = 32 << 20
@@ -21,7 +24,7 @@ class Column:
     """A column of results.
 
     Attributes:
-        kind: text, int, float, bool, scores (pairs of a label and a probability), or vector:N.
+        kind: text, int, float, bool, scores (`common_models.scores.ClassScore`), or vector:N.
     """
 
     name: str
@@ -172,8 +175,8 @@ class Parquet:
         return convert
 
 
-def _named(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"label": label, "probability": round(probability, 6)} for label, probability in scores]
+def _named(scores: Sequence[ClassScore]) -> list[dict[str, Any]]:
+    return [{"label": score.label, "probability": round(score.probability, 6)} for score in scores]
 
 
 def _arrow(kind: str) -> Any:

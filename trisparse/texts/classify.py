@@ -34,18 +34,16 @@ class ClassifyJob(TextJob):
         return [Column("label", "text"), Column("probability", "float"), Column("top", "scores")]
 
     def values(self, answer: Any) -> dict[str, Any]:
-        best = [_pair(score) for score in answer.best[: self._top]]
-        label, probability = best[0]
-        return {"label": label, "probability": round(probability, 6), "top": best}
+        first = answer.best[0]
+        return {
+            "label": first.label,
+            "probability": round(first.probability, 6),
+            "top": answer.best[: self._top],
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "top": self._top}
-
-
-def _pair(score: Any) -> tuple[str, float]:
-    label, probability = score
-    return label, probability
 
 
 def classify(sources: Sequence[Source], options: ClassifyTextOptions) -> Summary:

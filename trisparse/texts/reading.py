@@ -89,7 +89,7 @@ def decode(data: bytes, offset: int, where: str, reading: Reading, log: Log) -> 
         if reading.invalid == "error":
             raise ValueError(
                 f"{where}: not UTF-8 at byte {offset + error.start} of the file (0x{data[error.start]:02x}); "
-                "--invalid replace or --invalid skip goes on"
+                "--invalid replace or --invalid skip accepts it"
             ) from None
         return invalid(data.decode("utf-8", "replace"), reading, log)
 
@@ -109,7 +109,7 @@ def encodable(text: str, where: str, reading: Reading, log: Log) -> str | None:
         if reading.invalid == "error":
             raise ValueError(
                 f"{where}: half a surrogate pair (\\u{ord(text[error.start]):04x}) in the text; "
-                "--invalid replace or --invalid skip goes on"
+                "--invalid replace or --invalid skip accepts it"
             ) from None
         return invalid(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), reading, log)
 
@@ -117,7 +117,7 @@ def encodable(text: str, where: str, reading: Reading, log: Log) -> str | None:
 def null(where: str, reading: Reading, log: Log) -> str | None:
     """What a null is taken for: "", or None for a document to skip."""
     if reading.nulls == "error":
-        raise ValueError(f"{where}: null where a text was expected; --nulls skip or --nulls empty goes on")
+        raise ValueError(f"{where}: null where a text was expected; --nulls skip or --nulls empty accepts it")
     log.counts["skipped as null" if reading.nulls == "skip" else "null taken as empty"] += 1
     return None if reading.nulls == "skip" else ""
 
@@ -125,7 +125,7 @@ def null(where: str, reading: Reading, log: Log) -> str | None:
 def bad(message: str, reading: Reading, log: Log, lines: int = 1) -> None:
     """Raises ValueError for lines that cannot be used, or counts them."""
     if not reading.skip_bad:
-        raise ValueError(f"{message}; --skip-bad goes on without such lines")
+        raise ValueError(f"{message}; --skip-bad leaves out such lines")
     log.counts["skipped as bad lines"] += lines
 
 

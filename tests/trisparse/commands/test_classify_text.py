@@ -249,8 +249,8 @@ def test_a_head_on_embeddings(trisparse: Run, bert: Path, tmp_path: Path) -> Non
     result = trisparse("classify-text", path, "-o", out, "--model", head, "--dtype", "fp32")
     assert result.exit_code == 0, result.stderr
     for row, right in zip(rows(out), fitted.classify(TEXTS), strict=True):
-        assert (row["label"], row["tokens"]) == (right.best[0][0], right.tokens)
-        assert row["probability"] == pytest.approx(right.best[0][1], abs=1e-4)
+        assert (row["label"], row["tokens"]) == (right.best[0].label, right.tokens)
+        assert row["probability"] == pytest.approx(right.best[0].probability, abs=1e-4)
 
 
 def test_real_sentences(trisparse: Run, tmp_path: Path, data_dir: Path) -> None:

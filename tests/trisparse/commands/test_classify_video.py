@@ -400,3 +400,38 @@ def test_without_a_model(
     result = trisparse("classify-video", clips / "a.mp4")
     assert result.exit_code == 0, result.stderr
     assert "no --model given" in result.stderr and ("clockwise" in result.stdout) == (not installed)
+
+
+def test_pictures_are_not_overwritten_unasked(trisparse: Run, tiny: Path, clips: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    picture.write_text("precious")
+    # By its former name too.
+    for option in ("--picture", "--timeline"):
+        command = ["classify-video", clips / "c.mp4", "--live", "--model", tiny, option, picture]
+        fails(trisparse(*command), "out.png exists; --overwrite replaces it")
+        assert picture.read_text() == "precious"
+    assert trisparse(*command, "--overwrite").exit_code == 0
+    assert picture.stat().st_size > 10_000
+    assert "--timeline" not in trisparse("classify-video", "--help").stdout
+
+
+def test_a_run_that_is_told_to_end_continues(tiny: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "many", tmp_path / "out.jsonl"
+    folder.mkdir()
+    write_clip(folder / "00.mp4", 200)
+    for i in range(1, 30):
+        (folder / f"{i:02}.mp4").write_bytes((folder / "00.mp4").read_bytes())
+    command = ["classify-video", str(folder), "--live", "--model", str(tiny), "-o", str(out)]
+    program = [sys.executable, "-m", "trisparse", *command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    progress = tmp_path / "out.jsonl.progress"
+    with subprocess.Popen(program, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if progress.exists() and progress.read_text().count("\n") > 1:
+                process.terminate()
+                break
+            time.sleep(0.02)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped. Run the same command again to continue" in errors, errors
+    assert not out.exists()

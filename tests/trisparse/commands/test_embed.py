@@ -318,7 +318,7 @@ def test_a_stopped_run_whose_text_has_changed(trisparse: Run, text: Path, tmp_pa
         fails(trisparse(*command), "a.txt no longer holds", "--overwrite")
     text.write_text("\n".join([*LINES[:30], "new"]))  # what was not read yet may change
     first.write_text("other")
-    fails(trisparse(*command), "0.txt has changed since an unfinished run has read it")
+    fails(trisparse(*command), "0.txt has changed since an unfinished run read it")
     os.utime(first, ns=(1, 1))
     assert trisparse(*command, "--overwrite").exit_code == 0
     check(out, [("0.txt", 0, "other"), *expected([*LINES[:30], "new"])])
