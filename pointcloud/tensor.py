@@ -52,6 +52,13 @@ class SparseConvTensor:
     Raises:
         ValueError: features and indices that do not fit each other or the grid's dimension. Coordinates outside of the
             grid and repeated ones are found with the first kernel map, or by `dense`.
+
+    Example:
+        >>> import torch, pointcloud
+        >>> cells = torch.tensor([[0, 2, 3, 1], [0, 2, 4, 1]], dtype=torch.int32)  # batch, x, y, z
+        >>> x = pointcloud.SparseConvTensor(torch.ones(2, 4), cells, spatial_shape=[8, 8, 8], batch_size=1)
+        >>> x.features.shape, x.dense().shape
+        (torch.Size([2, 4]), torch.Size([1, 4, 8, 8, 8]))
     """
 
     # spconv's code hands these on from tensor to tensor.

@@ -83,6 +83,13 @@ class Classifier:
 
     Raises:
         ValueError: no card, or a delta for a network that cannot run frame by frame.
+
+    Example:
+        >>> import video
+        >>> classifier = video.Classifier(video.load_pretrained("tsm-motion-digits"), delta=0.02)
+        >>> answers = list(classifier.frames(video.VideoReader("clip.mp4"), video.skip.EveryNth(5)))
+        >>> len(answers), sum(answer.action == "compute" for answer in answers)
+        (20, 4)
     """
 
     def __init__(

@@ -22,6 +22,15 @@ class Stream:
 
     Raises:
         ValueError: the network reads the future (direction "both").
+
+    Example:
+        >>> import torch, video
+        >>> model = video.add_temporal_shift(video.models.ResNet(18, num_classes=5), 2, direction="past").eval()
+        >>> stream, state = video.Stream(model), None
+        >>> for frame in torch.rand(2, 1, 3, 32, 32):  # [B, 3, H, W], one frame of each of B cameras
+        ...     output, state = stream.step(frame, state)
+        >>> output.shape
+        torch.Size([1, 5])
     """
 
     def __init__(self, model: nn.Module) -> None:

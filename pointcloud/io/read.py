@@ -63,6 +63,12 @@ def read_points(
     Columns are found by their names; those without a place of their own are in `extra`. The intensity keeps its scale.
     Coordinates with a median beyond 4096 m are kept relative to `origin`.
     Raises FileNotFoundError, IsADirectoryError, or ValueError naming the file, what was expected and what came.
+
+    Example:
+        >>> import pointcloud
+        >>> cloud = pointcloud.read_points("scan.ply")
+        >>> cloud.xyz.shape, cloud.intensity.shape
+        (torch.Size([3, 3]), torch.Size([3]))
     """
     path = Path(path)
     if invalid not in ("error", "drop"):

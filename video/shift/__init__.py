@@ -25,6 +25,12 @@ def temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8, direction: s
 
     Returns:
         A new tensor of the shape, dtype and memory format of x.
+
+    Example:
+        >>> import torch, video
+        >>> clip = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 1, 1)  # frames 0, 1 and 2
+        >>> video.temporal_shift(clip, num_segments=3, fold_div=2, direction="past")[:, 0].flatten()
+        tensor([0., 0., 1.])
     """
     check_shift(num_segments, fold_div, direction)
     if x.ndim != 4 or x.shape[0] % num_segments:
