@@ -95,8 +95,9 @@ def test_embed_texts(run: Run, minilm: None) -> None:
 
 def test_prune_and_calibrate(run: Run, minilm: None) -> None:
     out = run("prune_and_calibrate")
-    assert "50% of tokens kept" in out
-    assert "10 texts" in out
+    assert "50% of tokens kept" in out and "asked for: 1 - cosine of at most 0.1000" in out
+    # On a busy machine no time may be won.
+    assert "10 texts that were not searched on" in out or "nothing gains" in out
 
 
 @pytest.fixture
