@@ -15,7 +15,7 @@ from nlp.prune import Cascade, First, Mass, Merge, Random, Threshold, mean_pool
 from nlp.texts.classifier import EmbeddingClassifier, TextAnswer, TextClassifier
 from nlp.texts.embedder import Embedder, Embedding
 from nlp.texts.packer import BatchError, Packer
-from nlp.tuning import Calibration, Candidate, CannotReach, calibrate, finetune
+from nlp.tuning import Calibration, Candidate, calibrate, finetune
 
 if TYPE_CHECKING:
     from nlp.cache import PrunedCache
@@ -26,7 +26,6 @@ __all__ = [
     "BatchError",
     "Calibration",
     "Candidate",
-    "CannotReach",
     "Cascade",
     "EarlyExit",
     "Embedder",

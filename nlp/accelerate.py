@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from common_models import acceleration, dtypes
+from common_models.acceleration import restore as restore
+from common_models.dtypes import multiplies_bf16 as multiplies_bf16
+from common_models.errors import ArgumentError
 from nlp.linear.optimize import Optimized, optimize
 from nlp.packing import Packing, attention, is_packed
 from nlp.packing.architectures import Parts, parts_of
@@ -19,7 +23,7 @@ from nlp.prune.policy import Policy
 Network = TypeVar("Network", bound=nn.Module)
 
 TASKS = ("auto", "pool", "cls", "token")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Heads that read the state of every token.
 _TOKEN_HEADS = (
     "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel",
@@ -28,28 +32,35 @@ _TOKEN_HEADS = (
 _ONE_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 
 
-@dataclass(frozen=True)
-class Acceleration:
+@dataclass(frozen=True, kw_only=True)
+class Acceleration(acceleration.Acceleration):
     """What was done to a network; its attribute `acceleration`.
 
     Attributes:
-        original: the network it was made from, untouched.
-        dtype: of the parameters when it was made.
+        changed: names of the linear layers that were replaced by faster ones.
+        left: why, by name, for each linear layer that was not.
         prune: the policy that removes tokens, or None.
         task: what the outputs are for.
         layers: which linear layers were replaced and which activations were fused.
+        packing: the hooks that run the network without padding.
     """
 
-    original: nn.Module
-    dtype: torch.dtype
     prune: Policy | None
     task: str
-    layers: Optimized
-    packing: Packing
+    layers: Optimized = field(repr=False)
+    packing: Packing = field(repr=False, compare=False)
+
+    def summary(self) -> str:
+        """One line: what was done."""
+        pruned = "keeps all tokens" if self.prune is None else f"{self.prune} removes tokens (task {self.task!r})"
+        return (
+            f"runs without padding in {dtypes.name_of(self.dtype)}; {len(self.changed)} linear layers changed, "
+            f"{len(self.layers.fused)} of them with their activation; {pruned}"
+        )
 
 
 def accelerate(
-    model: Network, prune: Policy | None = None, dtype: torch.dtype | str = "auto", task: str = "auto"
+    model: Network, *, prune: Policy | None = None, dtype: torch.dtype | str | None = None, task: str = "auto"
 ) -> Network:
     """The same network without padding: ordinary padded inputs in, its own output class out.
 
@@ -59,22 +70,23 @@ def accelerate(
     `kept` (int64 [layers + 1, B], tokens alive in each layer and at the end) and `token_index` (int64 [B, K], columns
     of those at the end, -1 filled).
 
-    The result is another object of the same class which shares the parameters' memory where the dtype stays: training
-    it trains the original. `restore` gives the original.
+    The result is another object of the same class which shares the parameters' memory where the dtype stays. A network
+    in training mode is accepted: its result passes gradients on, and training it trains the original, whose memory it
+    shares. `restore` gives the original.
 
     Args:
         model: a Hugging Face network of one of `nlp.packing.architectures.ARCHITECTURES`, with any head.
         prune: which tokens go on from layer to layer (`Cascade`, `Threshold`, `Mass`, `Merge`); None for all.
-        dtype: "auto" keeps the model's own; "fastest" is bf16 where the processor multiplies it; "fp32", "fp16",
-            "bf16" or a torch dtype.
+        dtype: None keeps the model's own; "auto" is the fastest that the model's device computes (bf16 where it
+            multiplies bf16); else "fp32", "fp16", "bf16", "fp64" or a torch dtype.
         task: with `prune`, what the outputs are for: "pool" (dropped tokens are zeros, to be left out of a mean; a
             pooler finds zeros where the policy drops the first token), "cls" (only the first, or last, token is read),
             "token" (every input token has an output: its state when it left) or "auto", by the model's head.
 
     Raises:
-        TypeError: not a Hugging Face network, a policy that is none, a dtype that is none.
-        ValueError: an unknown architecture, dtype or task; pruning where the architecture does not allow it, or a task
-            that does not fit the model's head.
+        TypeError: not a Hugging Face network; a prune that is not a policy; a dtype of another type.
+        ValueError: a network that is accelerated already; an unknown architecture, dtype or task; pruning where the
+            architecture does not allow it, or a task that does not fit the model's head.
         ImportError: transformers is missing or older than 5.
 
     Passes that cannot be packed run padded as the original would: training with attention dropout or gradient
@@ -88,21 +100,26 @@ def accelerate(
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
     if prune is not None and not parts.architecture.can_prune:
-        raise ValueError(f"prune must be None for {type(model).__name__}: its attention depends on distances in rows")
+        raise ArgumentError(
+            "prune", f"must be None for {type(model).__name__}: its attention depends on distances in rows"
+        )
     task = _task(model, prune, task)
-    faster = _sharing_copy(model, _dtype(dtype, model))
+    chosen = dtypes.resolve(dtype, model, DTYPES)
+    faster = _sharing_copy(model, None if dtype is None else chosen)
     layers = optimize(faster)
     _set_attention(faster, _attention_of(parts))
     packing = Packing(faster, parts_of(faster), prune, task == "token", task)
-    chosen = next((p.dtype for p in faster.parameters()), torch.float32)
-    faster.acceleration = Acceleration(model, chosen, prune, task, layers, packing)  # type: ignore[assignment]
+    faster.acceleration = Acceleration(  # type: ignore[assignment]
+        dtype=chosen,
+        changed=list(layers.linears),
+        left=dict(layers.left),
+        original=model,
+        prune=prune,
+        task=task,
+        layers=layers,
+        packing=packing,
+    )
     return faster
-
-
-def restore(model: nn.Module) -> nn.Module:
-    """The network that `accelerate` was given, the very object; any other network as it is."""
-    made = getattr(model, "acceleration", None)
-    return made.original if isinstance(made, Acceleration) else model
 
 
 @contextmanager
@@ -127,8 +144,9 @@ def packed(model: Network) -> Iterator[Network]:
 def _parts(model: nn.Module) -> Parts:
     """The parts of a network that is not accelerated yet."""
     parts = parts_of(model)
+    acceleration.check_not_accelerated(model)
     if is_packed(model):
-        raise ValueError("model must not be accelerated or packed already: nlp.restore(model) gives the original")
+        raise ValueError("model must not be accelerated already: a part of it is, or it runs within nlp.packed")
     return parts
 
 
@@ -156,40 +174,12 @@ def _task(model: nn.Module, prune: Policy | None, task: str) -> str:
     return task
 
 
-def _dtype(dtype: torch.dtype | str, model: nn.Module) -> torch.dtype | None:
-    """The dtype to convert to; None to leave it."""
-    if isinstance(dtype, str):
-        if dtype == "auto":
-            return None
-        if dtype == "fastest":
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            return torch.bfloat16 if multiplies_bf16(device) else None
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be auto, fastest, {', '.join(DTYPES)} or a torch dtype, got {dtype!r}")
-        dtype = DTYPES[dtype]
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be a name or a torch dtype, got {type(dtype).__name__}")
-    if dtype not in (*DTYPES.values(), torch.float64):
-        raise ValueError(
-            f"dtype must be float16, bfloat16, float32 or float64, got {str(dtype).removeprefix('torch.')}"
-        )
-    return dtype
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 faster than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # oneDNN alone does not tell: it counts CPUs that only convert bf16.
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and supported is not None and bool(supported())
-
-
 def _sharing_copy(model: Network, dtype: torch.dtype | None) -> Network:
     """Another object of the same class whose parameters lie in the same memory, or are converted."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        data = parameter.detach() if dtype is None else parameter.detach().to(dtype)
+        converted = dtype is not None and parameter.is_floating_point()
+        data = parameter.detach().to(dtype) if converted else parameter.detach()
         memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer

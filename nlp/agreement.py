@@ -4,65 +4,70 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from common_models import agreement
+from common_models.modes import evaluating
 from nlp.packing.architectures import parts_of
 
 _MAX_TOKENS = 8192  # of a batch of texts, padding included
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How near an accelerated network's outputs are to the original's.
+@dataclass(frozen=True, kw_only=True)
+class Agreement(agreement.Agreement):
+    """How near an accelerated network's last hidden states are to the original's; rows are tokens that both have.
 
     Attributes:
         cosine: of the mean states of each sequence over its live tokens, [N]; sequences without tokens are left out.
-        largest: largest difference of any state that both have.
         kept: share of tokens alive at the end.
     """
 
-    cosine: Tensor
-    largest: float
+    cosine: Tensor = field(compare=False)
     kept: float
+
+    @property
+    def largest(self) -> float:
+        """`max_difference` by its former name."""
+        return self.max_difference
 
     def __str__(self) -> str:
         if not len(self.cosine):
             return "nothing compared"
         return (
-            f"cosine {self.cosine.mean():.6f} (lowest {self.cosine.min():.6f}), largest difference {self.largest:.2g}, "
-            f"{self.kept:.0%} of tokens kept"
+            f"cosine {self.cosine.mean():.6f} (lowest {self.cosine.min():.6f}), largest difference "
+            f"{self.max_difference:.2g}, {self.kept:.0%} of tokens kept"
         )
 
 
 def compare(
     model: nn.Module,
-    accelerated: nn.Module,
+    faster: nn.Module,
     data: Mapping[str, Tensor] | Iterable[Mapping[str, Tensor]] | Iterable[str],
+    *,
     tokenizer: Any = None,
 ) -> Agreement:
     """Run both networks on the same data, in evaluation mode, and say how far their last hidden states agree.
 
     Args:
         model: the original.
-        accelerated: made from it.
+        faster: made from it.
         data: a tokenised batch, or several: input_ids [B, S], attention_mask [B, S] (all ones by default), whatever
             else the base model takes; labels and the like are not used. Or texts.
         tokenizer: of texts; by default the one that came with a network of `nlp.load_pretrained`.
 
     Raises:
-        TypeError: data that is neither; a network that is not of Hugging Face.
+        TypeError: data of another type; a network that is not of Hugging Face.
         ValueError: a batch without ids, a mask of another shape, texts without a known tokenizer, an architecture
             that is not known.
     """
-    networks = [parts_of(one).base for one in (model, accelerated)]
+    networks = [parts_of(one).base for one in (model, faster)]
     cosines: list[Tensor] = []
-    largest, n_kept, n_tokens = 0.0, 0, 0
-    with torch.inference_mode(), _evaluating(networks):
+    comparison, n_kept, n_tokens = agreement.Comparison(), 0, 0
+    with torch.inference_mode(), evaluating(*networks):
         for batch in _batches(model, data, tokenizer):
             mask = _mask(batch)
             if not bool(mask.any()):
@@ -74,11 +79,9 @@ def compare(
             a, b = want.last_hidden_state.float(), got.last_hidden_state.float()
             has = (b != 0).any(-1) & mask
             cosines.append(torch.cosine_similarity(_mean(a, mask), _mean(b, has))[mask.any(1)].cpu())
-            difference = (a - b).abs()[has]
-            if difference.numel():
-                # Not Python's max, which passes over nan.
-                largest = float(torch.maximum(difference.max().cpu(), torch.tensor(largest)))
-    return Agreement(torch.cat(cosines) if cosines else torch.empty(0), largest, n_kept / max(n_tokens, 1))
+            comparison.add(a[has], b[has])
+    cosine = torch.cat(cosines) if cosines else torch.empty(0)
+    return Agreement(**comparison.fields(), cosine=cosine, kept=n_kept / max(n_tokens, 1))
 
 
 def _batches(model: nn.Module, data: Any, tokenizer: Any) -> Iterator[Mapping[str, Tensor]]:
@@ -129,15 +132,3 @@ def _taken(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
     """What a base model takes of a batch, and not what is for heads or decoders."""
     names = inspect.signature(network.forward).parameters
     return {name: value for name, value in batch.items() if name in names}
-
-
-@contextmanager
-def _evaluating(networks: list[nn.Module]) -> Iterator[None]:
-    training = [module for network in networks for module in network.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,4 +1,4 @@
-"""Early exit for encoders: sure answers leave after few layers, and the others are pooled into full batches again."""
+"""Early exit for encoders: confident answers leave after few layers, the others go on together in full batches."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from common_kernels import segment_reduce
+from common_models.modes import check_evaluating
 from nlp.accelerate import Acceleration, accelerate
 from nlp.packing.architectures import parts_of, positions
 from nlp.packing.passes import RUNNING, Batch, Pass, batch_of
 from nlp.pretrained.cards import position_limit
-from nlp.texts.classifier import _class_name, _logistic_regression
 from nlp.texts.embedder import POOLING
+from nlp.texts.logistic import class_name, logistic_regression
 from nlp.texts.packer import Packer
 from nlp.texts.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded
 
@@ -95,19 +96,26 @@ class EarlyExit:
     few survivors of many batches fill one. An answer does not depend on its companions, up to rounding.
 
     Args:
-        model: the network that the heads were fitted on, in eval mode; it is accelerated unless it is already.
+        model: the network that the heads were fitted on, in evaluation mode; it is accelerated unless it is already.
         heads: what `fit_exits` made.
         confidence: 0 or more, best chosen on held-out texts; above 1 every sequence goes through all layers.
         max_tokens: tokens of a batch and of a pool; a sequence that is longer goes alone.
         tokenizer: the network's fast tokenizer, at whose limit or the model's texts are cut; None for token ids.
 
     Raises:
-        TypeError: not a Hugging Face network; heads that are none.
-        ValueError: a network that is not of `SUPPORTED`, prunes, or does not fit the heads; an argument out of range.
+        TypeError: not a Hugging Face network; heads that are not ExitHeads.
+        ValueError: a network that is not of `SUPPORTED`, trains, prunes, or does not fit the heads; an argument out of
+            range.
     """
 
     def __init__(
-        self, model: nn.Module, heads: ExitHeads, confidence: float = 0.9, max_tokens: int = 8192, tokenizer: Any = None
+        self,
+        model: nn.Module,
+        heads: ExitHeads,
+        *,
+        confidence: float = 0.9,
+        max_tokens: int = 8192,
+        tokenizer: Any = None,
     ) -> None:
         if not isinstance(heads, ExitHeads):
             raise TypeError(f"heads must be ExitHeads of fit_exits, got {type(heads).__name__}")
@@ -128,8 +136,8 @@ class EarlyExit:
         """The answer for each text (token ids [S] without a tokenizer), in their order, and what was computed.
 
         Raises:
-            TypeError: a text that is no str, or token ids that are none; the message names the position.
-            ValueError: token ids that are none, too many, or unknown to the network; likewise.
+            TypeError: a text that is not a str, or token ids that are not int; the message names the position.
+            ValueError: no token ids, too many, or some that the network does not know; likewise.
         """
         stages, heads = self._stages, self.heads
         answers: dict[int, ExitAnswer] = {}
@@ -193,7 +201,7 @@ def fit_exits(
     Raises:
         TypeError, ValueError: as `EarlyExit` and `classify`; fewer than two classes, or not one for each text.
     """
-    names = [_class_name(i, label) for i, label in enumerate(labels)]
+    names = [class_name(i, label) for i, label in enumerate(labels)]
     classes = sorted({*names})
     if len(classes) < 2:
         raise ValueError(f"labels must name two classes or more, got {', '.join(classes) or 'none'}")
@@ -212,7 +220,7 @@ def fit_exits(
     if len(order) != len(names):
         raise ValueError(f"labels must be one for each text, got {len(names)} for {len(order)} texts")
     target = torch.tensor([classes.index(names[i]) for i in order])
-    heads = [_logistic_regression(torch.cat(rows), target, len(classes), regularization, 500) for rows in features]
+    heads = [logistic_regression(torch.cat(rows), target, len(classes), regularization) for rows in features]
     weight, bias = (torch.stack(each) for each in zip(*heads))
     return ExitHeads(stages.exits, weight, bias, tuple(classes), pooling)
 
@@ -228,8 +236,8 @@ class _Stages:
         if isinstance(kind, str) and (kind not in SUPPORTED or getattr(model.config, "is_decoder", False)):
             what = f"{kind}{' as a decoder' * (kind in SUPPORTED)}"
             raise ValueError(f"model must be an encoder of model_type {', '.join(SUPPORTED)}, got {what}")
-        if isinstance(kind, str) and model.training:
-            raise ValueError("model must be in eval mode, got one in training: model.eval()")
+        if isinstance(kind, str):
+            check_evaluating(model)
         made = getattr(model, "acceleration", None)
         if isinstance(made, Acceleration) and made.prune is not None:
             raise ValueError("model must keep all tokens, got one that prunes: nlp.restore(model) gives the original")

@@ -1,4 +1,4 @@
-"""Attention heads that do little, cut out of the weights."""
+"""Cut attention heads that do little out of the weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _NAMES = {
 
 @torch.no_grad()
 def head_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """How much each head says: the sum of the magnitudes of its output, mean over tokens, fp64 [layers, heads].
+    """How much each head contributes: the sum of the magnitudes of its output, mean over tokens, fp64 [layers, heads].
 
     Where several query heads share a head of keys (Llama), they count as one, for they can only be cut together.
 
@@ -134,7 +134,7 @@ def prune_heads(
     names, layers = _layers(model)
     units = [_units(layer, names) for layer in layers]
     if (heads is None) == (importance is None) or (importance is None) != (keep is None):
-        raise ValueError("either heads or importance with keep must be given")
+        raise ValueError("either heads, or importance and keep, must be given")
     if importance is not None and keep is not None:
         heads = _least(importance, keep, units)
     assert heads is not None
@@ -152,7 +152,7 @@ def prune_heads(
             _cut(layers[number], names, [i for i in range(units[number]) if i not in gone], units[number])
     before = getattr(model, "pruned_heads", None)
     if before:
-        raise ValueError(f"model must not have lost heads before, got one without {before}")
+        raise ValueError(f"model must have all its heads, got one without {before}")
     pruned.pruned_heads = {layer: sorted(gone) for layer, gone in heads.items() if gone}  # type: ignore[assignment]
     return pruned
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from common_models.files import replace_atomically
 from nlp.accelerate import Acceleration
 from nlp.packing.architectures import parts_of
 from nlp.packing.passes import in_flight
-from nlp.pretrained.model_files import replace_atomically
 from nlp.prune.removal import Removal
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def draw_survivors(
         tokenizer: the model's fast tokenizer. A text longer than it allows is cut.
 
     Raises:
-        TypeError: a model that is not accelerated, or text that is no str.
+        TypeError: a model that is not accelerated, or text that is not a str.
         ValueError: a text without tokens.
         ImportError: matplotlib is missing.
     """
@@ -202,7 +202,8 @@ def _draw(text: str, spans: Sequence[Sequence[int]], standing: Tensor, path: Pat
             write(x + 32, y, label, 17, _TEXT)
             x += 32 + 11 * len(label) + 26
     _strip(axes, strip, alive, {i: _ALONE if chip == _PANEL else chip for i, chip in chips.items()}, write)
-    replace_atomically(path, lambda partial: figure.savefig(partial, format=path.suffix[1:] or "png"))
+    with replace_atomically(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:] or "png")
 
 
 def _laid_out(text: str, spans: Sequence[Sequence[int]]) -> tuple[list[_Piece], int]:

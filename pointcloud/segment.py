@@ -98,6 +98,14 @@ class Segmenter:
         class_names: by default the network's own.
         min_range: points nearer to the sensor are left out: returns of the carrier's mount and beams without an echo,
             which some sensors report at the origin.
+
+    Example:
+        >>> import pointcloud
+        >>> from pointcloud.simulate import simulate_sweep
+        >>> segmenter = pointcloud.Segmenter(pointcloud.load_pretrained("minkunet14-streets"))
+        >>> result = segmenter(simulate_sweep(seed=7, sensor="hdl32").to_cloud())
+        >>> max(result.counts().items(), key=lambda item: item[1])[0]
+        'road'
     """
 
     def __init__(

@@ -18,8 +18,8 @@ import video
 
 # Names without an example of their own need none that the others have not shown.
 FIRST_NAMES = {
-    "nlp.Cascade",
-    "pointcloud.SparseConvTensor", "pointcloud.SubMConv3d", "pointcloud.devoxelize",
+    "nlp.Cascade", "nlp.Packer",
+    "pointcloud.Segmenter", "pointcloud.SparseConvTensor", "pointcloud.SubMConv3d", "pointcloud.devoxelize",
     "pointcloud.read_points", "pointcloud.voxelize",
     "video.Classifier", "video.Stream", "video.VideoReader", "video.add_temporal_shift", "video.sample_indices",
     "video.skip.EveryNth", "video.skip.LumaDifference", "video.temporal_shift",

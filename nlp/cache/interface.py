@@ -85,7 +85,7 @@ def _eager_mask(**kwargs: Any) -> Tensor | None:
 def _marked(
     mask: Tensor | None, *, q_length: int, q_offset: int = 0, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> Tensor | None:
-    """The mask, with which of the new tokens are none of its padding."""
+    """The mask, marked with the new tokens that are not padding."""
     if mask is not None:
         real = None if attention_mask is None else attention_mask[:, q_offset : q_offset + q_length]
         if real is not None and real.shape[1] < q_length:

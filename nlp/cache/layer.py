@@ -1,4 +1,4 @@
-"""One layer of the cache: new tokens in, attention over what is kept, eviction."""
+"""One layer of the cache: takes in new tokens, attends to what is kept, evicts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from nlp.cache.policies import Budget, HeavyHitters, Policy, RandomTokens, Recen
 from nlp.cache.segments import Segments, chance, smooth
 
 REFUSED_CROP = (
-    "PrunedCache cannot take tokens back: what was evicted for them is gone. Assisted decoding, and all else that "
-    "crops a cache, needs transformers' DynamicCache"
+    "PrunedCache cannot be cropped: tokens that were evicted are gone. Use transformers' DynamicCache for assisted "
+    "decoding and whatever else crops a cache"
 )
 
 
@@ -236,7 +236,7 @@ class PrunedLayer(CacheLayerMixin):
         return smooth(sums, segments.counts, self.policy.kernel)
 
     def _evict(self, segments: Segments) -> Segments:
-        """The segments with no more tokens than the budget."""
+        """The segments, reduced to as many tokens as the budget allows."""
         budgets = [self.budget.of(n) for n in self.seen]
         pooled = self.heads == "pooled"
         sizes = segments.counts

@@ -70,7 +70,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.tokens is None):
-            raise ValueError(f"give either keep or tokens, got keep={self.keep} and tokens={self.tokens}")
+            raise ValueError(f"either keep or tokens must be given, got keep={self.keep} and tokens={self.tokens}")
         _at_least("sinks", self.sinks, 0)
         _at_least("recent", self.recent, 0)
         if self.keep is not None:

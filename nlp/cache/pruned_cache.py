@@ -1,13 +1,13 @@
-"""The key-value cache for `generate` that forgets unimportant tokens."""
+"""The key-value cache for `generate` that evicts unimportant tokens."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from common_models.names import did_you_mean
 from nlp.cache import interface
 from nlp.cache.layer import REFUSED_CROP, PrunedLayer
 from nlp.cache.policies import HEADS, POLICIES, Budget, Policy, SnapKV
@@ -42,8 +42,9 @@ class PrunedCache(Cache):
         while_decoding: hold the budget while single tokens are fed, too.
 
     Raises:
-        ValueError: a model that is not supported, a budget that is none; when it is used: dropout, masks of more than
-            two axes, another batch than before.
+        TypeError: a policy of another type.
+        ValueError: a model that is not supported, a budget out of range; when the cache is used: dropout, masks of more
+            than two axes, another batch than before.
         ImportError: transformers is not installed.
     """
 
@@ -64,10 +65,9 @@ class PrunedCache(Cache):
         config = _check_model(model)
         if not isinstance(policy, POLICIES):
             names = ", ".join(each.__name__ for each in POLICIES)
-            raise ValueError(f"policy must be one of {names}, got {policy!r}")
+            raise TypeError(f"policy must be one of {names}, got {type(policy).__name__}")
         if heads not in HEADS:
-            close = difflib.get_close_matches(str(heads), HEADS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(heads), HEADS)
             raise ValueError(f"heads must be one of {', '.join(HEADS)}, got {heads!r}{hint}")
         least = 0
         if isinstance(policy, SnapKV):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from common_models.modes import evaluating, is_hooked, owns_weight
 from nlp.linear.packed import ACTIVATIONS, PackedLinear, PackedMixin
 
 # Where an activation directly follows a linear layer in the feed-forward modules of transformers, and nothing else
@@ -27,11 +28,22 @@ _FUSIBLE: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `optimize` did: names of the replaced linear layers, and of those that now end in their activation."""
+    """What `optimize` did.
+
+    Attributes:
+        linears: names of the linear layers that were replaced.
+        fused: names of those that now end in their activation.
+        left: why, by name, for each linear layer that was left alone.
+    """
 
     linears: tuple[str, ...]
     fused: tuple[str, ...]
-    skipped: tuple[str, ...]
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the linear layers that were left alone."""
+        return tuple(self.left)
 
 
 def optimize(model: nn.Module) -> Optimized:
@@ -43,28 +55,29 @@ def optimize(model: nn.Module) -> Optimized:
     in a known feed-forward module is computed together with it, after a trial on random numbers has shown that the
     module still means the same.
 
-    Left alone, and listed in `skipped`: layers with hooks, subclasses and parametrised layers. A `model` that is itself
+    Left alone, and listed in `left`: layers with hooks, subclasses and parametrised layers. A `model` that is itself
     a linear layer is left alone too. The first fast call in float32 or bfloat16 lays out a second copy of the weight,
     as large as the weight itself, which lives as long as the layer. Optimising twice changes nothing.
 
-    Raises TypeError for a model that is no module.
+    Raises:
+        TypeError: a model that is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     linears: list[str] = []
-    skipped: list[str] = []
+    left: dict[str, str] = {}
     made: dict[int, nn.Module] = {}
     for parent_name, parent in list(model.named_modules()):
         for name, child in list(parent._modules.items()):
-            if not isinstance(child, nn.Linear) and not _is_conv1d(child):
+            if not isinstance(child, nn.Linear) and not is_conv1d(child):
                 continue
             path = f"{parent_name}.{name}" if parent_name else name
             if isinstance(child, PackedMixin):
                 continue
             if id(child) not in made:
                 replacement = _replacement(child)
-                if replacement is None:
-                    skipped.append(path)
+                if isinstance(replacement, str):
+                    left[path] = replacement
                     continue
                 made[id(child)] = replacement
             parent._modules[name] = made[id(child)]
@@ -76,31 +89,28 @@ def optimize(model: nn.Module) -> Optimized:
         linear_name = _fuse(module, agreed, places)
         if linear_name is not None:
             fused.append(f"{name}.{linear_name}".lstrip("."))
-    return Optimized(tuple(linears), tuple(fused), tuple(skipped))
+    return Optimized(tuple(linears), tuple(fused), left)
 
 
-def _is_conv1d(module: nn.Module | None) -> bool:
+def is_conv1d(module: nn.Module | None) -> bool:
+    """Whether a module is GPT-2's linear layer."""
     # Only a process that has loaded transformers can hold one.
     loaded = sys.modules.get("transformers.pytorch_utils")
     return loaded is not None and isinstance(module, loaded.Conv1D)
 
 
-def _replacement(layer: nn.Module) -> nn.Module | None:
-    """The fast layer with the parameters of `layer`, or None where that could change what it does."""
-    if _has_hooks(layer) or not isinstance(layer._parameters.get("weight"), nn.Parameter) or "forward" in vars(layer):
-        return None
+def _replacement(layer: nn.Module) -> nn.Module | str:
+    """The fast layer with the parameters of `layer`; where that could change what the layer does, why."""
+    if not owns_weight(layer):
+        return "has hooks or a forward of its own" if is_hooked(layer) else "its weight is computed from other tensors"
     if type(layer) is nn.Linear:
         return PackedLinear(layer)
-    if _is_conv1d(layer):
+    if is_conv1d(layer):
         from nlp.linear.packed_conv1d import Conv1D, PackedConv1D
 
-        return PackedConv1D(layer) if type(layer) is Conv1D else None
-    return None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, None) for name in names)
+        if type(layer) is Conv1D:
+            return PackedConv1D(layer)
+    return f"is of the subclass {type(layer).__name__}"
 
 
 class _Method(nn.Module):
@@ -119,7 +129,7 @@ class _Method(nn.Module):
 def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, int]) -> str | None:
     """Move the activation of a known feed-forward module into a linear layer, and name that layer; None if left."""
     kind = type(module)
-    if not kind.__module__.startswith("transformers.") or _has_hooks(module) or "forward" in vars(module):
+    if not kind.__module__.startswith("transformers.") or is_hooked(module):
         return None
     for linear_name, activation_name, method in _FUSIBLE:
         linear = getattr(module, linear_name, None)
@@ -128,7 +138,7 @@ def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, in
             continue
         if places[id(linear)] > 1:  # another module may use the layer without the activation
             continue
-        if isinstance(activation, nn.Module) and (_has_hooks(activation) or list(activation.parameters())):
+        if isinstance(activation, nn.Module) and (is_hooked(activation) or list(activation.parameters())):
             continue
         name = _activation_name(activation)
         if name is None or not hasattr(module, method):
@@ -138,7 +148,7 @@ def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, in
             agreed[key] = _agrees(module, linear, activation_name, name, method)
         if agreed[key]:
             linear.activation = name
-            setattr(module, activation_name, nn.Identity())
+            setattr(module, activation_name, nn.Identity().train(module.training))
             return linear_name
     return None
 
@@ -146,7 +156,7 @@ def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, in
 def _activation_name(activation: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
     """The name in ACTIVATIONS whose values `activation` has, judged on numbers from -12 to 12; None if none has."""
     x = torch.cat([torch.linspace(-12, 12, 4801, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    for name, (meaning, _, _) in ACTIVATIONS.items():
+    for name, meaning in ACTIVATIONS.items():
         try:
             got = activation(x.clone())
         except (RuntimeError, TypeError, ValueError):
@@ -168,11 +178,8 @@ def _agrees(module: nn.Module, linear: PackedMixin, activation_name: str, name: 
         for key, p in trial.named_parameters()
     }
     x = torch.randn(1, 9, width, generator=generator, dtype=torch.float64)
-    modes = [(m, m.training) for m in module.modules()]
     try:
-        for m, _ in modes:
-            m.training = False
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(module):
             before = torch.func.functional_call(trial, weights, (x,))
             linear.activation = name
             setattr(module, activation_name, nn.Identity())
@@ -182,8 +189,6 @@ def _agrees(module: nn.Module, linear: PackedMixin, activation_name: str, name: 
     finally:
         linear.activation = "none"
         _restore(module, activation_name, activation)
-        for m, mode in modes:
-            m.training = mode
     return before.shape == after.shape and torch.allclose(before, after, rtol=1e-9, atol=1e-9)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nlp.linear.optimize import _is_conv1d
+from common_models.modes import evaluating, owns_weight
+from nlp.linear.optimize import is_conv1d
 from nlp.linear.packed import PackedLinear, PackedMixin
 from nlp.linear.quantized import QuantizedLinear
 
@@ -35,8 +35,8 @@ class Quantized:
 def quantize(
     model: nn.Module,
     sample: Mapping[str, torch.Tensor],
-    min_cosine: float = 0.999,
     *,
+    min_cosine: float = 0.999,
     min_token_cosine: float | None = None,
     skip: Collection[str] = (),
     max_skipped: int = 0,
@@ -64,7 +64,7 @@ def quantize(
         TypeError: the model's output has no last hidden state.
     """
     _check(model, sample, min_cosine, min_token_cosine, max_skipped)
-    plain = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    plain = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
     unknown = sorted(set(skip) - set(plain))
     if unknown:
         raise ValueError(f"skip must name linear layers of the model, got {unknown[0]!r}; they are {_some(plain)}")
@@ -77,7 +77,7 @@ def quantize(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         errors, wanted = _layer_errors(model, chosen, layers, sample)
         order = sorted(layers, key=lambda name: (-errors[name], name))
         given_back: list[str] = []
@@ -136,15 +136,14 @@ def _tied(model: nn.Module) -> set[int]:
 
 def _can_quantize(module: nn.Module, shared: set[int]) -> bool:
     weight = module._parameters.get("weight")
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    known = type(module) in (nn.Linear, PackedLinear) or _is_conv1d(module)
-    return known and weight is not None and id(weight) not in shared and not hooks and weight.numel() > 0
+    known = type(module) in (nn.Linear, PackedLinear) or is_conv1d(module)
+    return known and owns_weight(module) and id(weight) not in shared and weight is not None and weight.numel() > 0
 
 
 def _quantized(module: nn.Module) -> QuantizedLinear:
     weight = module.get_parameter("weight")
     activation = module.activation if isinstance(module, PackedMixin) else "none"
-    matrix = weight.t() if _is_conv1d(module) else weight
+    matrix = weight.t() if is_conv1d(module) else weight
     return QuantizedLinear(matrix, module._parameters["bias"], activation).train(module.training)
 
 
@@ -153,18 +152,6 @@ def _copy(model: nn.Module, layers: Mapping[str, nn.Module], chosen: Mapping[str
     memo: dict[int, Any] = {id(p): p for p in model.parameters()}
     memo.update({id(chosen[name]): layer for name, layer in layers.items()})
     return copy.deepcopy(model, memo)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _layer_errors(

@@ -12,10 +12,10 @@ import inspect
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from common_models.modes import exporting
 from nlp.packing.architectures import Parts, positions
 from nlp.packing.passes import (
     RUNNING,
@@ -132,9 +132,11 @@ class Packing:
         given = ids if ids is not None else embeds
         if given is None or given.ndim < 2:
             return Pass(self, None), None  # the network itself says what is wrong
-        if _is_recorded():
+        if exporting():  # the number of tokens would be this batch's for ever
             if self.policy is not None:
-                raise ValueError("a pruned network cannot run here: torch traces or exports it")
+                raise ValueError(
+                    "a network that prunes cannot be traced or exported: the tokens that it removes differ by input"
+                )
             return Pass(self, None), None
         shape = (given.shape[0], given.shape[1])
         live = mask.to(given.device).bool() if isinstance(mask, Tensor) and mask.shape == shape else None
@@ -142,7 +144,7 @@ class Packing:
         why_not = self._why_padded(base, call, batch, live)
         if why_not or batch is None:
             if self.policy is not None:
-                raise ValueError(f"a pruned network cannot run here: {why_not}")
+                raise ValueError(f"a network that prunes cannot run this pass: {why_not}")
             return Pass(self, None, live), None
         architecture = self.parts.architecture
         batch.causal = architecture.causal or _is_decoder(base)
@@ -299,12 +301,6 @@ def _wanted(call: dict[str, Any], base: nn.Module, name: str, default: bool) -> 
     """An option of a call, else of the configuration."""
     value = call.get(name)
     return bool(getattr(base.config, name, default) if value is None else value)
-
-
-def _is_recorded() -> bool:
-    """Whether operations are recorded for other inputs, whose numbers of tokens would be this one's for ever."""
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return torch.jit.is_tracing() or (exporting is not None and bool(exporting()))
 
 
 def _is_decoder(base: nn.Module) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from common_models.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,9 @@ def parts_of(model: nn.Module) -> Parts:
         raise TypeError(f"model must be a Hugging Face network with a config, got {type(model).__name__}")
     architecture = ARCHITECTURES.get(model_type)
     if architecture is None:
-        reason = ""
+        reason = did_you_mean(model_type, ARCHITECTURES)
         if model_type in OWN_ATTENTION:
             reason = ": its attention is written out in its own code, where packed rows cannot be handed in"
-        elif close := difflib.get_close_matches(model_type, ARCHITECTURES, n=1):
-            reason = f"; the nearest is {close[0]!r}"
         raise ValueError(f"model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}{reason}")
     if getattr(config, "add_cross_attention", False):
         raise ValueError("model must not have cross-attention layers (config.add_cross_attention is set)")

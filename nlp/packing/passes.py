@@ -23,7 +23,7 @@ class Batch:
         offsets: [B + 1] int64, where each sequence begins among the live tokens.
         causal: a token sees no later one.
         whole: there is no padding: the rows are the batch, flattened.
-        empty: there is no token at all; one that belongs to nobody runs through the network, which takes no fewer.
+        empty: there is no token at all; a placeholder runs through the network, which takes at least one.
         removal: what pruning knows and did; None without a policy.
         cache: the key-value cache that the pass fills with packed rows, or None.
         wanted_cache: the one that the caller gets, filled as a padded pass fills it.

@@ -1,4 +1,7 @@
-"""Language models with weights: those in this package or another one, files in the same format, and model folders."""
+"""List, load and save language models: this package's, files in the same format, model folders, the hub's.
+
+`cards` holds what is known of a network, `model_files` what reads files that others wrote.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
+from common_models import pretrained as weights
+from common_models.errors import ArgumentError
+from common_models.names import did_you_mean
+from nlp.linear.quantized import QuantizedLinear
+from nlp.packing import is_packed
 from nlp.pretrained import model_files
 from nlp.pretrained.cards import ModelCard, folder_card, position_limit
 
+DOMAIN = "nlp"  # in the header of a file: who reads it
 WEIGHTS = Path(__file__).parents[1] / "weights"
 # Another package that consists of all-MiniLM-L6-v2's folder; only its files are used, never its code.
 MINILM = "all-minilm-l6-v2"
@@ -30,7 +37,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 def list_pretrained() -> list[str]:
     """Names that `load_pretrained` knows and whose weights are installed."""
-    names = [path.stem for path in WEIGHTS.glob("*.safetensors")]
+    names = weights.list_weights(WEIGHTS)
     return sorted([*names, MINILM] if _minilm() is not None else names)
 
 
@@ -44,7 +51,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
         download: whether a hub model may be fetched.
 
     Raises:
-        ValueError: an unknown name; a file or folder that is no model, would run code, or whose tensors do not fit.
+        ValueError: an unknown name; a file or folder that is not a model, would run code, or whose tensors do not fit.
         ImportError: transformers is not installed or older than 5.
         OSError: a file cannot be read.
     """
@@ -93,55 +100,97 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], *, download: bool = Fal
 def save_pretrained(
     model: Any,
     path: str | os.PathLike[str],
+    card: ModelCard | None = None,
     *,
-    description: str,
     tokenizer: Any = None,
-    license: str = "unknown",
+    description: str | None = None,
+    license: str | None = None,
     recipe: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     pooling: str | None = None,
-    normalize: bool = False,
+    normalize: bool | None = None,
 ) -> None:
     """Write a transformers model as one `.safetensors` file for `load_pretrained`; matrices in fp16, all else in fp32.
 
     The file's metadata holds under "card" a JSON object: description, architecture (class of transformers), config,
-    tokenizer (the text of a tokenizer.json) and special_tokens, license, recipe, results, pooling, normalize. It
-    appears whole or not at all.
+    tokenizer (the text of a tokenizer.json) and special_tokens, license, recipe, results, pooling, normalize,
+    max_tokens, prompt, lowercase and steps. The file appears whole or not at all.
 
     Args:
+        card: by default the one that `load_pretrained` gave to the model, its attribute `card`.
         tokenizer: a fast tokenizer, to be written into the same file.
+        description, license, recipe, results, pooling, normalize: instead of the card's.
 
     Raises:
-        ValueError: a weight beyond the range of fp16.
+        TypeError: a model that is not of a class of transformers, or a card that is not an `nlp.ModelCard`.
+        ValueError: neither card nor description; a card of another class; a weight beyond the range of fp16; a network
+            whose weights do not fit its config: accelerated, packed, quantized, or without some of its heads.
     """
-    card: dict[str, Any] = {
+    _check_saveable(model)
+    name = type(model).__name__
+    if card is None:
+        own = getattr(model, "card", None)
+        if not isinstance(own, ModelCard) and description is None:
+            raise ValueError(f"card must be given, or a description: this {name} has no attribute card")
+        known = own if isinstance(own, ModelCard) else ModelCard(description="", architecture=name)
+    elif not isinstance(card, ModelCard):
+        raise TypeError(f"card must be an nlp.ModelCard, got {type(card).__name__}")
+    elif card.architecture != name:
+        raise ValueError(f"card.architecture must be {name}, the model's class, got {card.architecture!r}")
+    else:
+        known = card
+    given: dict[str, Any] = {
         "description": description,
-        "architecture": type(model).__name__,
-        "config": json.loads(model.config.to_json_string(use_diff=True)),
         "license": license,
-        "recipe": recipe or {},
-        "results": results or {},
+        "recipe": recipe,
+        "results": results,
         "pooling": pooling,
         "normalize": normalize,
     }
+    known = replace(known, **{key: value for key, value in given.items() if value is not None})
+    stated: dict[str, Any] = {
+        "description": known.description,
+        "architecture": name,
+        "config": json.loads(model.config.to_json_string(use_diff=True)),
+        "license": known.license,
+        "recipe": known.recipe,
+        "results": known.results,
+        "pooling": known.pooling,
+        "normalize": known.normalize,
+        "max_tokens": known.max_tokens,
+        "prompt": known.prompt,
+        "lowercase": known.lowercase,
+        "steps": list(known.steps),
+    }
     if tokenizer is not None:
-        card["tokenizer"] = tokenizer.backend_tokenizer.to_str()
+        stated["tokenizer"] = tokenizer.backend_tokenizer.to_str()
         special = tokenizer.special_tokens_map.items()
-        card["special_tokens"] = {key: value for key, value in special if isinstance(value, str)}
+        stated["special_tokens"] = {key: value for key, value in special if isinstance(value, str)}
     state, seen = {}, set()
     for key, value in model.state_dict().items():
         if value.data_ptr() in seen and value.numel():
             continue  # tied to one that is written already
         seen.add(value.data_ptr())
-        value = value.detach().cpu()
-        if value.is_floating_point():
-            limit = torch.finfo(torch.float16).max
-            if value.ndim > 1 and value.numel() and not float(value.abs().max()) <= limit:
-                raise ValueError(f"{key} must be finite and within ±{limit:g}, the range of fp16, to be saved")
-            value = value.half() if value.ndim > 1 else value.float()
-        state[key] = value.contiguous()
-    metadata = {"card": json.dumps(card)}
-    model_files.replace_atomically(Path(path), lambda partial: save_file(state, partial, metadata=metadata))
+        state[key] = value
+    weights.write_weights(path, state, stated, DOMAIN, fp32=True)
+
+
+def _check_saveable(model: Any) -> None:
+    """Raise where `load_pretrained` could not build the network again from its class, config and tensors."""
+    package = model_files.transformers()
+    name = type(model).__name__
+    if not isinstance(model, package.PreTrainedModel) or getattr(package, name, None) is not type(model):
+        raise TypeError(f"model must be of a class of transformers, by whose name it is loaded again, got {name}")
+    weights.check_saveable(model)
+    if is_packed(model):
+        raise ValueError("model must not run packed while it is saved: leave nlp.packed, or save restore(model)")
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ValueError("model must hold floating-point weights, got int8 ones: save it as it was before nlp.quantize")
+    if getattr(model, "pruned_heads", None):
+        raise ValueError(
+            "model must have all the heads of its config, got one without some: save it as it was before "
+            "nlp.prune_heads, and cut the heads after loading"
+        )
 
 
 def weights_file(name: str) -> Path:
@@ -169,15 +218,16 @@ def _locate(name: str, download: bool) -> Path:
     if path.exists():
         raise ValueError(f"{name} must be a .safetensors file or a folder with a config.json, got neither")
     if not HUB_NAME.fullmatch(name):
-        raise ValueError(f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}")
+        raise ArgumentError("name_or_path", f"must be a file, a folder or one of {', '.join(names)}, got {name!r}")
     if download or "/" in name:
         found = _hub_copy(name, download)
         if found is not None:
             return found
-    hint = model_files.did_you_mean(name, names)
-    raise ValueError(
-        f"name_or_path must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint or ';'} "
-        "download=True fetches a name of the Hugging Face hub"
+    hint = did_you_mean(name, names, 0.5)
+    raise ArgumentError(
+        "name_or_path",
+        f"must be a file, a folder or one of {', '.join(names)}, got {name!r}{hint}",
+        ("download=True", "fetches a name of the Hugging Face hub"),
     )
 
 
@@ -228,24 +278,25 @@ def _architecture(stated: dict[str, Any], config: Any, where: str) -> str:
 
 def _read_card(path: Path) -> dict[str, Any]:
     """The card of a file of `save_pretrained`, its fields of the right types."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        card = json.loads(metadata["card"])
-        wrong = [key for key in ("description", "architecture") if not isinstance(card[key], str)]
-        wrong += [key for key in ("config",) if not isinstance(card[key], dict)]
-        wrong += [key for key in ("recipe", "results", "special_tokens") if not isinstance(card.get(key, {}), dict)]
-        wrong += [key for key in ("tokenizer", "license", "pooling") if not isinstance(card.get(key) or "", str)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is a {type(card[wrong[0]]).__name__}")
-    except KeyError as error:
-        raise ValueError(f"{path} is no language model of this package: its card lacks {error}") from error
-    except (TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: its model card cannot be read: {error}") from error
-    return card
+    card = weights.read_card(path, DOMAIN)
+    if card is None:
+        raise ValueError(f"{path} is not a language model of this package: its metadata lacks 'card'")
+    lacking = [key for key in ("description", "architecture", "config") if key not in card]
+    if lacking:
+        raise ValueError(f"{path} is not a language model of this package: its card lacks {lacking[0]!r}")
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("description", "architecture", "license", "pooling", "prompt", "tokenizer"), str),
+        **dict.fromkeys(("config", "recipe", "results", "special_tokens"), dict),
+        **dict.fromkeys(("normalize", "lowercase"), bool),
+        "max_tokens": int,
+        "steps": list,
+    }
+    required = ("description", "architecture", "config")
+    for key, kind in kinds.items():
+        value = card.get(key)
+        if type(value) is not kind and (value is not None or key in required):
+            raise ValueError(f"{path}: its model card cannot be read: {key} is a {type(value).__name__}")
+    return {key: value for key, value in card.items() if value is not None}
 
 
 def _load_file(name: str, path: Path) -> Any:
@@ -258,7 +309,7 @@ def _load_file(name: str, path: Path) -> Any:
     # Copies: a tensor that stays mapped would change, or kill the process, with the file.
     state = {
         key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-        for key, value in load_file(path).items()
+        for key, value in weights.read_state(path).items()
     }
     model = model_files.load_network(found, config, where, counts, state=state)
     model.card = ModelCard(
@@ -266,11 +317,14 @@ def _load_file(name: str, path: Path) -> Any:
         description=stated["description"],
         architecture=found.__name__,
         pooling=stated.get("pooling"),
-        normalize=bool(stated.get("normalize", False)),
-        max_tokens=position_limit(config),
+        normalize=stated.get("normalize", False),
+        max_tokens=stated.get("max_tokens", position_limit(config)),
         dimensions=int(getattr(config, "hidden_size", 0) or 0),
         license=stated.get("license", "unknown"),
         source=where,
+        prompt=stated.get("prompt", ""),
+        lowercase=stated.get("lowercase", False),
+        steps=tuple(map(str, stated.get("steps", ()))),
         recipe=stated.get("recipe", {}),
         results=stated.get("results", {}),
     )

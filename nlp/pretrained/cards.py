@@ -1,13 +1,14 @@
-"""What is known of a network: the card that `load_pretrained` gives it, from the files of a model folder."""
+"""Model cards: what is known of a network, and how a model folder says it."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common_models import cards
 from nlp.pretrained import model_files
 
 POOLINGS = {
@@ -22,41 +23,32 @@ POOLINGS = {
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "xmod", "mpnet")
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What is known of a network.
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(cards.ModelCard):
+    """What is known of a language model.
 
     Attributes:
-        name: as `load_pretrained` was called.
-        description: what it is for, in a sentence.
         architecture: name of its class in transformers.
+        name: as `load_pretrained` was called.
         pooling: how token outputs become one embedding ("mean", "cls", "last"), None where the files do not say.
         normalize: whether embeddings are divided by their length.
         max_tokens: longest input with special tokens, None where there is no limit.
         dimensions: numbers per token output.
-        license: of the weights, "unknown" where the files do not say.
         source: file or folder of the weights.
         prompt: what every text is prefixed with.
         lowercase: whether texts are lower-cased before they are tokenised.
         steps: what a sentence-transformers folder does after the network and its pooling, but for normalising.
-        recipe: how it was trained.
-        results: what was measured on held-out data.
     """
 
-    name: str
-    description: str
-    architecture: str
+    name: str = ""
     pooling: str | None = None
     normalize: bool = False
     max_tokens: int | None = None
     dimensions: int = 0
-    license: str = "unknown"
     source: str = ""
     prompt: str = ""
     lowercase: bool = False
     steps: tuple[str, ...] = ()
-    recipe: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
 
 
 def position_limit(config: Any) -> int | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from common_models.names import did_you_mean
 
 MAX_JSON = 64 * 2**20  # bytes; tokenizers of 250,000 words take 17 MB
 MAX_LAYERS = 1000  # where layers share their tensors; else no more than the file has tensors
@@ -66,7 +66,7 @@ def network_config(stated: dict[str, Any], where: str) -> Any:
 
     model_type = stated.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        hint = did_you_mean(str(model_type), list(CONFIG_MAPPING.keys()))
+        hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys(), 0.5)
         raise ValueError(f"{where}: model_type must be one that transformers knows, got {model_type!r}{hint}")
     if stated.get("quantization_config") is not None:
         raise ValueError(f"{where}: weights must be floating-point tensors, got a quantization_config")
@@ -86,7 +86,8 @@ def network_class(name: object, config: Any, where: str) -> Any:
     found: Any = getattr(package, name, None) if isinstance(name, str) and name.isidentifier() else None
     is_model = inspect.isclass(found) and issubclass(found, package.PreTrainedModel)
     if not is_model or found.config_class is None:
-        hint = did_you_mean(str(name), [each for each in dir(package) if each.startswith(type(config).__name__[:3])])
+        alike = [each for each in dir(package) if each.startswith(type(config).__name__[:3])]
+        hint = did_you_mean(str(name), alike, 0.5)
         raise ValueError(f"{where}: architecture must be a model class of transformers, got {name!r}{hint}")
     if not isinstance(config, found.config_class):
         raise ValueError(f"{where}: {name} takes a {found.config_class.__name__}, got a {type(config).__name__}")
@@ -121,7 +122,7 @@ def tensor_counts(files: list[Path]) -> tuple[int, int]:
     """Tensors and their elements in all the files, from the headers.
 
     Raises:
-        ValueError: a file that is no safetensors file.
+        ValueError: a file that is not a safetensors file.
     """
     tensors = elements = 0
     for path in files:
@@ -178,12 +179,6 @@ def load_network(
     return model.eval()
 
 
-def did_you_mean(name: str, names: list[str]) -> str:
-    """`; did you mean x or y?`, or nothing."""
-    close = difflib.get_close_matches(name, names, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def _harmless(stated: dict[str, Any]) -> dict[str, Any]:
     """Without `auto_map` (names Python files) and `..._implementation` (may name kernels on the hub)."""
     kept = {}
@@ -222,13 +217,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def replace_atomically(target: Path, write: Any) -> None:
-    """Call `write(partial)` and rename: the file appears whole or not at all."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        write(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common_kernels import ragged_topk
+from common_models.errors import ArgumentError
 from nlp.prune.cascade import Scheduled
 from nlp.prune.policy import Live, Plan
 
@@ -39,9 +40,10 @@ class Merge(Scheduled):
     def check(self, n_layers: int, causal: bool) -> None:
         super().check(n_layers, causal)
         if causal:
-            raise ValueError(
-                "Merge cannot serve a causal network: a merged token carries states of later tokens to earlier ones; "
-                "Cascade can"
+            raise ArgumentError(
+                "Merge",
+                "cannot serve a causal network: a merged token carries states of later tokens to earlier ones; "
+                "Cascade can",
             )
 
     def wants_keys(self, layer: int, n_layers: int) -> bool:
@@ -88,7 +90,7 @@ def most_similar(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor
         The products [Ta] fp32 and the rows [Ta] int64 of `b`; of equal products the first.
     """
     if a.device.type != "cpu":
-        return _most_similar_padded(a, b, n_a, n_b)
+        return most_similar_padded(a, b, n_a, n_b)
     # One product per sequence: n^2 / 4 of them are little work, and each sequence's own whatever its batch.
     similarity = a.new_empty(len(a))
     nearest = torch.empty(len(a), dtype=torch.int64)
@@ -101,7 +103,7 @@ def most_similar(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor
     return similarity, nearest
 
 
-def _most_similar_padded(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor, Tensor]:
+def most_similar_padded(a: Tensor, b: Tensor, n_a: Tensor, n_b: Tensor) -> tuple[Tensor, Tensor]:
     """`most_similar` in one product of padded sequences, where launches cost more than the padding."""
     begin_b = _offsets(n_b)[:-1]
     places = [torch.arange(int(n.max()) if len(n) else 0, device=n.device) < n[:, None] for n in (n_a, n_b)]

@@ -1,4 +1,4 @@
-"""What a pruning policy sees between two layers, and what it answers."""
+"""The interface of pruning policies: the tokens alive between two layers, and the plan for them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Policy(ABC):
 
     @abstractmethod
     def plan(self, live: Live) -> Plan | None:
-        """What goes on to layer `live.layer`; None for everything."""
+        """The tokens that go on to layer `live.layer`; None for all of them."""
 
 
 def check_common(policy: Policy) -> None:

@@ -1,4 +1,4 @@
-"""Pruning in one forward pass: who is alive, what attention measured, and where everybody went."""
+"""The state of pruning in one forward pass: tokens alive, attention measured, places of those that left."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Removal:
         origin = torch.arange(n, device=index.device) if self.origin is None else self.origin
         if plan.target is None:
             if self._target is not None:
-                raise RuntimeError("a policy that merged tokens cannot drop others: Plan.target was None")
+                raise RuntimeError("a policy that merged tokens must not drop others later, got a Plan without target")
             if self._restore:
                 gone = torch.ones(n, dtype=torch.bool, device=index.device)
                 gone[index] = False

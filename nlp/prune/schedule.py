@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from common_models.errors import ArgumentError
 from nlp.prune.policy import Live
 
 Layers = str | Sequence[int]
@@ -56,10 +57,12 @@ def shares(keep: float | tuple[float, ...], drops: tuple[int, ...], n_layers: in
     """
     if isinstance(keep, tuple):
         if len(keep) != n_layers:
-            raise ValueError(f"keep must hold one share for each of the {n_layers} layers, got {len(keep)}")
+            raise ArgumentError("keep", f"must hold one share for each of the {n_layers} layers, got {len(keep)}")
         return keep
     if drops and drops[-1] >= n_layers:
-        raise ValueError(f"layers must lie between 1 and {n_layers - 1} in a network of {n_layers}, got {drops[-1]}")
+        raise ArgumentError(
+            "layers", f"must lie between 1 and {n_layers - 1} in a network of {n_layers}, got {drops[-1]}"
+        )
     return tuple(keep ** (sum(drop <= layer for drop in drops) / max(len(drops), 1)) for layer in range(n_layers))
 
 

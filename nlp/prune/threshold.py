@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common_models.errors import ArgumentError
 from nlp.prune.cascade import best, queries
 from nlp.prune.policy import Live, Plan, Policy, check_common
 
@@ -164,5 +165,5 @@ def _per_layer(value: object, name: str, first: float, most: float) -> float | t
 
 def _as_many(values: tuple[float, ...], name: str, n_layers: int) -> tuple[float, ...]:
     if len(values) != n_layers:
-        raise ValueError(f"{name} must hold one value for each of the {n_layers} layers, got {len(values)}")
+        raise ArgumentError(name, f"must hold one value for each of the {n_layers} layers, got {len(values)}")
     return values

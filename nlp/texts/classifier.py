@@ -1,4 +1,4 @@
-"""Text in, class names with probabilities out."""
+"""Classify texts: the most probable classes of each."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer
-from nlp.pretrained.model_files import did_you_mean, replace_atomically
-from nlp.texts.embedder import Embedder, accelerated, parameter_dtype, tokens_left
+from common_models import dtypes
+from common_models.errors import ArgumentError
+from common_models.files import replace_atomically
+from common_models.names import did_you_mean
+from common_models.pretrained import read_card
+from common_models.scores import ClassScore, best_classes
+from common_models.threads import set_threads
+from nlp.pretrained import DOMAIN, list_pretrained, load_pretrained, load_tokenizer
+from nlp.texts.embedder import Embedder, accelerated, tokens_left
+from nlp.texts.logistic import class_name, logistic_regression
 from nlp.texts.tokens import Cutter, Window, check_vocabulary, length_limit, pad_token, padded, stream
 
 # A head that meets another network than its own would answer nonsense: the embedding of this word tells. It is short,
@@ -32,13 +39,13 @@ class TextAnswer:
     """What a text was classified as.
 
     Attributes:
-        best: (class name, probability), the most probable first.
+        best: classes with their probabilities, the most probable first.
         tokens: tokens that the network saw, special tokens included.
         truncated: tokens of the text that it did not see, 0 unless overflow is "truncate".
         kept: tokens that were left at the end, fewer than `tokens` where the network prunes.
     """
 
-    best: list[tuple[str, float]]
+    best: list[ClassScore]
     tokens: int
     truncated: int
     kept: int
@@ -61,13 +68,14 @@ class TextClassifier:
         max_tokens: tokens of a batch.
 
     Raises:
-        ValueError: an argument outside of its range, a model that is no classifier, a tokenizer that is not its own.
+        ValueError: an argument outside of its range, a model that is not a classifier, another model's tokenizer.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: Any,
+        *,
         labels: Sequence[str] | None = None,
         multi_label: bool | None = None,
         max_length: int | None = None,
@@ -76,12 +84,13 @@ class TextClassifier:
     ) -> None:
         config = model.config
         if not any(str(base.__name__).endswith("ForSequenceClassification") for base in type(model).__mro__):
-            raise ValueError(
-                f"model must be a ...ForSequenceClassification of transformers, got {type(model).__name__}: "
-                "TextClassifier.fit trains a classifier on embeddings"
+            raise ArgumentError(
+                "model",
+                f"must be a ...ForSequenceClassification of transformers, got {type(model).__name__}: "
+                "TextClassifier.fit trains a classifier on embeddings",
             )
         if config.problem_type == "regression":
-            raise ValueError("model must tell classes, got one of problem_type regression")
+            raise ArgumentError("model", "must be a classifier, got one of problem_type regression")
         if config.pad_token_id is None:
             raise ValueError(
                 "model.config.pad_token_id must be a token: networks find the end of a text by it, got None"
@@ -89,7 +98,7 @@ class TextClassifier:
         if multi_label is None:
             multi_label = config.problem_type == "multi_label_classification"
         if config.num_labels == 1 and not multi_label:
-            raise ValueError("model must have two classes or more (one alone has probability 1), got 1")
+            raise ArgumentError("model", "must have two classes or more (one alone has probability 1), got 1")
         if labels is None:
             labels = [config.id2label[i] for i in range(config.num_labels)]
         self.labels = _names(labels, config.num_labels)
@@ -104,14 +113,15 @@ class TextClassifier:
     @property
     def dtype(self) -> torch.dtype:
         """In which the network computes."""
-        return parameter_dtype(self.model)
+        return dtypes.own(self.model)
 
     @staticmethod
     def load(
         name_or_path: str | os.PathLike[str],
-        dtype: Any = "auto",
-        prune: Any = None,
         *,
+        dtype: torch.dtype | str | None = None,
+        threads: int | None = None,
+        prune: Any = None,
         embedder: Embedder | None = None,
         download: bool = False,
         **options: Any,
@@ -119,7 +129,8 @@ class TextClassifier:
         """A classifier from a model folder, or from a file that `save` of a fitted one wrote; accelerated.
 
         Args:
-            dtype: see `nlp.accelerate`: "auto" computes in the model's own.
+            dtype: see `nlp.accelerate`: None computes in the model's own, "auto" in the fastest.
+            threads: that torch computes with, in the whole process; None leaves their number as it is.
             prune: a policy that removes tokens; None removes none.
             embedder: for a fitted classifier, instead of the one that its file names (then without dtype and prune).
             download: whether a model of the Hugging Face hub may be fetched.
@@ -128,18 +139,19 @@ class TextClassifier:
         Raises:
             ValueError: no such file or folder, one of something else, or a head that does not fit the embedder.
         """
+        set_threads(threads)
         if Path(name_or_path).is_file() and (card := _read_head(Path(name_or_path))) is not None:
             path = Path(name_or_path)
             if embedder is None:
                 embedder = _embedder_of(path, card, dtype, prune, download, options)
-            elif options or prune is not None or dtype != "auto":
+            elif options or prune is not None or dtype is not None:
                 raise ValueError("embedder comes with its own dtype, prune and options: give them to it")
             return _load_head(path, card, embedder)
         if embedder is not None:
             raise ValueError(f"embedder is for a classifier that was fitted on one, got {os.fspath(name_or_path)!r}")
         model = load_pretrained(name_or_path, download=download)
         tokenizer = load_tokenizer(name_or_path, download=download)
-        # Refuses what is no classifier before the network is worked on.
+        # Refuses what is not a classifier before the network is worked on.
         classifier = TextClassifier(model, tokenizer, **options)
         classifier.model = accelerated(model, dtype, prune)
         return classifier
@@ -163,9 +175,10 @@ class TextClassifier:
             max_steps: of L-BFGS; it stops before where the gradient vanishes.
 
         Raises:
+            TypeError: a label that is neither a str nor an int.
             ValueError: another number of labels than of texts, or fewer than two classes.
         """
-        named = [_class_name(i, label) for i, label in enumerate(labels)]
+        named = [class_name(i, label) for i, label in enumerate(labels)]
         names = sorted(set(named))
         if len(names) < 2:
             raise ValueError(f"labels must name two classes or more, got {', '.join(names) or 'none'}")
@@ -180,15 +193,23 @@ class TextClassifier:
             raise ValueError(f"labels must be one for each text, got {len(named)} for {len(features)} texts")
         position = {name: i for i, name in enumerate(names)}
         target = torch.tensor([position[name] for name in named])
-        weight, bias = _logistic_regression(features, target, len(names), regularization, max_steps)
+        weight, bias = logistic_regression(features, target, len(names), regularization, max_steps)
         return EmbeddingClassifier(embedder, weight, bias, names)
+
+    def __call__(self, text: str, top: int = 5) -> TextAnswer:
+        """The `top` most probable classes of one text.
+
+        Raises:
+            TypeError, ValueError: as `classify`.
+        """
+        return self.classify([text], top)[0]
 
     def classify(self, texts: Iterable[str], top: int = 5) -> list[TextAnswer]:
         """The `top` most probable classes of each text.
 
         Raises:
-            TypeError: a text that is no str; the message names its position.
-            ValueError: a text that is no Unicode text, or too long with overflow "error"; a `top` below 1.
+            TypeError: a text that is not a str; the message names its position.
+            ValueError: a text that is not Unicode, or too long with overflow "error"; a `top` below 1.
         """
         return list(self.stream(texts, top))
 
@@ -204,9 +225,7 @@ class TextClassifier:
 
     def _stream(self, texts: Iterable[str], top: int) -> Iterator[TextAnswer]:
         for probability, tokens, truncated, kept in self._probabilities(texts):
-            order = np.argsort(-probability, kind="stable")[:top]
-            best = [(self.labels[i], float(probability[i])) for i in order]
-            yield TextAnswer(best, tokens, truncated, kept)
+            yield TextAnswer(best_classes(torch.from_numpy(probability), self.labels, top), tokens, truncated, kept)
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Probabilities [C], tokens seen, tokens cut, and tokens left at the end, of each text."""
@@ -252,7 +271,7 @@ class EmbeddingClassifier(TextClassifier):
         return self.embedder.dtype
 
     def save(self, path: str | os.PathLike[str], results: dict[str, Any] | None = None) -> None:
-        """Write head and card as a `.safetensors` file (not the network, which is named); it appears whole or not.
+        """Write head and card as a `.safetensors` file (not the network, which is named).
 
         Args:
             results: what was measured on held-out data, kept in the card.
@@ -270,8 +289,9 @@ class EmbeddingClassifier(TextClassifier):
         }
         probe = torch.from_numpy(self.embedder.embed([PROBE])[0])
         state = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous(), "probe": probe}
-        metadata = {"card": json.dumps(stated)}
-        replace_atomically(Path(path), lambda partial: save_file(state, partial, metadata=metadata))
+        # Not as whole networks are written: a head is small, and is to answer the same when it is read back.
+        with replace_atomically(path) as partial:
+            save_file(state, partial, metadata={"card": json.dumps(stated), "domain": DOMAIN})
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         weight, bias = self.weight.double().numpy(), self.bias.double().numpy()
@@ -281,63 +301,24 @@ class EmbeddingClassifier(TextClassifier):
             yield exponential / exponential.sum(), found.tokens, found.truncated, found.kept
 
 
-def _logistic_regression(
-    features: Tensor, target: Tensor, classes: int, regularization: float, max_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Weight [C, H] and bias [C], float32, of the least penalised cross-entropy; computed in float64."""
-    x = features.double()
-    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=max_steps,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        # Per text, so that steps and tolerance do not depend on their number.
-        entropy = torch.nn.functional.cross_entropy(x @ weight.T + bias, target)
-        value = entropy + regularization / (2 * len(x)) * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return weight.detach().float(), bias.detach().float()
-
-
 def _names(labels: Sequence[str], n: int) -> list[str]:
     if isinstance(labels, str) or len(labels) != n or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"labels must be {n} names, one for each class, got {labels!r}")
     return list(labels)
 
 
-def _class_name(i: int, label: object) -> str:
-    if isinstance(label, (str, int, np.integer)) and not isinstance(label, bool):
-        return str(label)
-    raise ValueError(f"labels[{i}] must be a str or an int, got {type(label).__name__}")
-
-
 def _read_head(path: Path) -> dict[str, Any] | None:
     """The card of a file of `EmbeddingClassifier.save`; None for the file of a whole network."""
+    card = read_card(path, DOMAIN)
+    if card is None or card.get("architecture") != HEAD:
+        return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        card = json.loads(metadata.get("card", "{}"))
-        if not isinstance(card, dict) or card.get("architecture") != HEAD:
-            return None
         labels, settings, network = card["labels"], card["settings"], card["network"]
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError(f"labels are {labels!r}")
         if not isinstance(settings, dict) or not (network is None or isinstance(network, str)):
             raise ValueError("settings or network are of another type than they should be")
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: its classifier card cannot be read: {error!r}") from error
     return card
 
@@ -352,11 +333,13 @@ def _embedder_of(
     known = ("pooling", "normalize", "max_length", "overflow", "prompt", "lowercase")
     unknown = sorted(set(card["settings"]) - set(known))
     if unknown:
-        hint = did_you_mean(unknown[0], list(known))
+        hint = did_you_mean(unknown[0], known)
         raise ValueError(f"{path}: settings must be of {', '.join(known)}, got {unknown[0]!r}{hint}")
     try:
-        return Embedder.load(network, dtype, prune, download=download, **{**card["settings"], **options})
+        return Embedder.load(network, dtype=dtype, prune=prune, download=download, **{**card["settings"], **options})
     except ValueError as error:
+        if isinstance(error, ArgumentError) and error.argument in options:  # the caller's own, not the file's
+            raise
         raise ValueError(f"{path} was fitted on {network!r}: {error}") from error
 
 

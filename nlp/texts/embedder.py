@@ -1,4 +1,4 @@
-"""Text in, embeddings out."""
+"""Embed texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common_models import dtypes
+from common_models.threads import set_threads
 from nlp.packing.architectures import parts_of
 from nlp.pretrained import load_pretrained, load_tokenizer
 from nlp.pretrained.cards import ModelCard
@@ -66,12 +68,12 @@ class Embedder:
         self,
         model: Any,
         tokenizer: Any,
+        *,
         pooling: str = "mean",
         normalize: bool = True,
         max_length: int | None = None,
         overflow: str = "truncate",
         max_tokens: int = 8192,
-        *,
         prompt: str = "",
         lowercase: bool = False,
     ) -> None:
@@ -91,9 +93,10 @@ class Embedder:
     def load(
         cls,
         name_or_path: str | os.PathLike[str],
-        dtype: Any = "auto",
-        prune: Any = None,
         *,
+        dtype: torch.dtype | str | None = None,
+        threads: int | None = None,
+        prune: Any = None,
         download: bool = False,
         **options: Any,
     ) -> Embedder:
@@ -103,7 +106,8 @@ class Embedder:
         where they say nothing).
 
         Args:
-            dtype: see `nlp.accelerate`: "auto" computes in the model's own.
+            dtype: see `nlp.accelerate`: None computes in the model's own, "auto" in the fastest.
+            threads: that torch computes with, in the whole process; None leaves their number as it is.
             prune: a policy that removes tokens; None removes none.
             download: whether a model of the Hugging Face hub may be fetched.
             options: arguments of `Embedder` instead of those of the model's files.
@@ -111,6 +115,7 @@ class Embedder:
         Raises:
             ValueError: no such model, or one whose steps this class does not know.
         """
+        set_threads(threads)
         whole = load_pretrained(name_or_path, download=download)
         tokenizer = load_tokenizer(name_or_path, download=download)
         card: ModelCard = whole.card
@@ -145,7 +150,7 @@ class Embedder:
     @property
     def dtype(self) -> torch.dtype:
         """In which the network computes."""
-        return parameter_dtype(self.model)
+        return dtypes.own(self.model)
 
     @property
     def max_length(self) -> int | None:
@@ -165,12 +170,20 @@ class Embedder:
             "lowercase": cutter.lowercase,
         }
 
+    def __call__(self, text: str) -> Embedding:
+        """The embedding of one text.
+
+        Raises:
+            TypeError, ValueError: as `embed`.
+        """
+        return next(self.stream([text]))
+
     def embed(self, texts: Iterable[str]) -> np.ndarray:
         """Embeddings, float32 [N, H]; a warning counts the texts that were cut.
 
         Raises:
-            TypeError: a text that is no str; the message names its position.
-            ValueError: a text that is no Unicode text, or too long with overflow "error".
+            TypeError: a text that is not a str; the message names its position.
+            ValueError: a text that is not Unicode, or too long with overflow "error".
         """
         rows, cut, lost = [], 0, 0
         for found in self.stream(texts):
@@ -246,11 +259,6 @@ def tokens_left(out: Any, mask: Tensor) -> Tensor:
     """int64 [B]: the tokens of each sequence that were left at the end."""
     kept = getattr(out, "kept", None)
     return mask.sum(1) if kept is None else kept[-1].to(mask.device)
-
-
-def parameter_dtype(model: Any) -> torch.dtype:
-    """Of a network's parameters."""
-    return next((p.dtype for p in model.parameters()), torch.float32)
 
 
 def accelerated(model: Any, dtype: Any, prune: Any, task: str = "auto") -> Any:

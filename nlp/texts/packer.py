@@ -52,7 +52,15 @@ class Packer:
             instead of the sum of its lengths.
 
     Raises:
-        ValueError: a max_tokens or look_ahead that is no integer of at least 1.
+        ValueError: a max_tokens or look_ahead that is not an integer of at least 1.
+
+    Example:
+        >>> import nlp
+        >>> texts = ["a", "a longer text", "b", "another long text"]
+        >>> [[text for _, text in batch] for batch in nlp.Packer(max_tokens=30).batches(texts)]
+        [['a', 'b'], ['a longer text', 'another long text']]
+        >>> list(nlp.Packer(max_tokens=30).map(lambda batch: [len(text) for text in batch], texts))
+        [1, 13, 1, 17]
     """
 
     max_tokens: int
@@ -78,7 +86,7 @@ class Packer:
             start: position of the first item: a caller that resumes after n items passes n, and the others.
 
         Raises:
-            ValueError: a length that is negative or no integer, with the position.
+            ValueError: a length that is negative or not an integer, with the position.
         """
         iterator = iter(items)
         error: Exception | None = None

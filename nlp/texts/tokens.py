@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from common_models.errors import ArgumentError
 from nlp.pretrained.cards import position_limit
 from nlp.texts.packer import BatchError, Packer
 
@@ -49,6 +50,7 @@ class Cutter:
         lowercase: whether texts are lower-cased first.
 
     Raises:
+        TypeError: a prompt that is not a str.
         ValueError: no fast tokenizer, or a limit without room for a token beside the special ones.
     """
 
@@ -58,7 +60,7 @@ class Cutter:
         if overflow not in OVERFLOWS:
             raise ValueError(f"overflow must be one of {', '.join(OVERFLOWS)}, got {overflow!r}")
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt must be a str, got {type(prompt).__name__}")
+            raise TypeError(f"prompt must be a str, got {type(prompt).__name__}")
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"tokenizer must be a fast tokenizer of transformers, got {type(tokenizer).__name__}")
         backend = tokenizer.backend_tokenizer
@@ -71,15 +73,17 @@ class Cutter:
         self._before, self._after = _special_tokens(self._tokenizer)
         special = len(self._before) + len(self._after)
         if max_length is not None and (type(max_length) is not int or max_length <= special):
-            raise ValueError(f"max_length must be a whole number above {special}, the special tokens, got {max_length}")
+            raise ArgumentError(
+                "max_length", f"must be a whole number above {special}, the special tokens, got {max_length}"
+            )
         self._room = None if max_length is None else max_length - special
 
     def windows(self, texts: Iterable[str]) -> Iterator[Window]:
         """The windows of all texts, in order; at least one for each text.
 
         Raises:
-            TypeError: a text that is no str (after the windows of those before it).
-            ValueError: a text that is no Unicode, without any token, or, with overflow "error", too long (likewise).
+            TypeError: a text that is not a str (after the windows of those before it).
+            ValueError: a text that is not Unicode, without any token, or, with overflow "error", too long (likewise).
         """
         first, source = 0, iter(texts)
         problem: Exception | None = None
@@ -124,7 +128,7 @@ class Cutter:
         room, before, after = self._room, self._before, self._after
         total = len(before) + len(ids) + len(after)
         if total == 0:
-            raise ValueError(f"texts[{text}] has no token, and its tokenizer adds none: an empty text has no meaning")
+            raise ValueError(f"texts[{text}] must have a token, got an empty text and a tokenizer that adds none")
         if room is None or len(ids) <= room:
             yield Window(text, [*before, *ids, *after], 0, True)
         elif self.overflow == "error":
@@ -207,7 +211,9 @@ def length_limit(model: Any, tokenizer: Any, max_length: int | None) -> int | No
     limit = position_limit(model.config)
     if max_length is not None:
         if limit is not None and type(max_length) is int and max_length > limit:
-            raise ValueError(f"max_length must be at most {limit}, the positions of the network, got {max_length}")
+            raise ArgumentError(
+                "max_length", f"must be at most {limit}, the positions of the network, got {max_length}"
+            )
         return max_length
     stated = [
         limit,

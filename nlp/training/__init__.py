@@ -1,1 +1,1 @@
-"""A small language model from nothing: the standard library's own documentation, minutes on one core."""
+"""Train the small language model that is shipped: on Python's own documentation, in minutes on one core."""

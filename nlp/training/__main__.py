@@ -1,7 +1,8 @@
 """`python -m nlp.training -o weights.safetensors`: train the small language model, measure it, save it.
 
-Interrupted (Ctrl-C), it goes on where it was when started again. `--evaluate weights.safetensors` prints the held-out
-measurements of a file, with what is left of its perplexity once PrunedCache has evicted.
+After an interruption (Ctrl-C) the same command continues the training from its checkpoint. `--evaluate
+weights.safetensors` prints the held-out measurements of a file, with what is left of its perplexity once PrunedCache
+has evicted.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(asdict(recipe)))
         run(recipe, output)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nStopped. Run the same command again to continue from the last checkpoint.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

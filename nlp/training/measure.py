@@ -1,4 +1,4 @@
-"""What the small language model is measured by, on texts it never saw."""
+"""Measure the small language model on texts that were not trained on."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ngram_perplexities(training: Tensor, held_out: Tensor, vocabulary: int) -> d
 @torch.inference_mode()
 def perplexity(model: Any, windows: Tensor, batch: int = 8) -> float:
     """Per token, of windows [n, context] that open with "begin"."""
-    total = sum(float(_losses(model(input_ids=part).logits, part).sum()) for part in windows.split(batch))
+    total = sum(float(token_losses(model(input_ids=part).logits, part).sum()) for part in windows.split(batch))
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
 
 
@@ -81,7 +81,7 @@ def four_evicted(model: Any, windows: Tensor, prefill: int, draws: int = 4, batc
             mask[prefill:, choice] = False
             for part in windows.split(batch):
                 logits = model(input_ids=part, attention_mask=mask.expand(len(part), 1, -1, -1)).logits
-                total += float(_losses(logits, part)[:, prefill:].sum())
+                total += float(token_losses(logits, part)[:, prefill:].sum())
         results[name] = round(math.exp(total / (len(choices) * len(windows) * (length - 1 - prefill))), 3)
     return results
 
@@ -98,7 +98,7 @@ def after_eviction(
         left += sum(n for layer in cache.kept for row in layer for n in row)
         full += sum(n * len(row) for layer in cache.kept for n, row in zip(cache.seen, layer))
         logits = model(input_ids=part[:, prefill:], past_key_values=cache).logits
-        total += float(_losses(logits, part[:, prefill:]).sum())
+        total += float(token_losses(logits, part[:, prefill:]).sum())
     return math.exp(total / (len(windows) * (windows.shape[1] - prefill - 1))), left / full
 
 
@@ -121,7 +121,7 @@ def eviction_table(model: Any, windows: Tensor, prefill: int, progress: bool = F
     return table
 
 
-def _losses(logits: Tensor, tokens: Tensor) -> Tensor:
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """[n, length - 1]: the negative log-probability of each token after the first."""
     flat = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return flat.view(len(tokens), -1)

@@ -1,4 +1,4 @@
-"""Everything that decides what the small language model becomes."""
+"""The settings of a training run of the small language model."""
 
 from __future__ import annotations
 

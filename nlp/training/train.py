@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common_models import checkpoints
 from nlp.pretrained import model_files
 from nlp.training.recipe import BEGIN, END, PAD, Recipe
 from nlp.training.start import initialise
@@ -84,10 +84,10 @@ def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progre
     """A network trained by the recipe on a stream of tokens [n], in evaluation mode.
 
     Args:
-        checkpoint: written every 50 steps; where it exists, training goes on from it, to the same end.
+        checkpoint: written every 50 steps; where it exists, training continues from it, to the same end.
 
     Raises:
-        ValueError: the checkpoint is of another recipe or text, or none; fewer tokens than two windows.
+        ValueError: the checkpoint is of another recipe or text, or not a checkpoint; fewer tokens than two windows.
     """
     if len(tokens) < 2 * recipe.context:
         raise ValueError(f"the texts must have at least {2 * recipe.context} tokens, two windows, got {len(tokens)}")
@@ -99,11 +99,11 @@ def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progre
         optimizer = torch.optim.AdamW(
             groups, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True
         )
-        run = {"recipe": asdict(recipe), "tokens": digest([" ".join(map(str, tokens.tolist()))])}
+        run = {**asdict(recipe), "text": digest([" ".join(map(str, tokens.tolist()))])}
         first = 0
         if checkpoint is not None and checkpoint.exists():
-            first = _resume(checkpoint, run, model, optimizer)
-        steps = _shown(range(first, recipe.steps), recipe.steps, progress, first)
+            first = checkpoints.resume(checkpoint, run, model, optimizer)
+        steps = checkpoints.shown(range(first, recipe.steps), "training", recipe.steps, progress, first)
         for step in steps:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * learning_rate(step, recipe)
@@ -115,8 +115,7 @@ def train(recipe: Recipe, tokens: Tensor, checkpoint: Path | None = None, progre
             if progress and step % 10 == 0:
                 steps.set_postfix(loss=f"{loss.item():.3f}")
             if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _write(checkpoint, {**run, "step": step + 1, **state})
+                checkpoints.write(checkpoint, run, step + 1, model, optimizer)
     model.set_attn_implementation("sdpa")
     return model.eval()
 
@@ -152,29 +151,3 @@ def _loss(model: Any, batch: Tensor, precision: str) -> Tensor:
     with context:
         logits = model(input_ids=batch, use_cache=False).logits
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
-
-
-def _resume(path: Path, run: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the checkpoint of this very run; returns the number of steps done."""
-    try:
-        kept = torch.load(path, weights_only=True)
-        found = {name: kept[name] for name in run}
-    except Exception as error:  # a file of any other content: the unpickler raises whatever its bytes lead it to
-        raise ValueError(f"{path} is not a checkpoint of this training ({error!r}); remove it") from error
-    if found != run:
-        raise ValueError(f"{path} is the checkpoint of another recipe or text: {found['recipe']}; remove it")
-    model.load_state_dict(kept["model"])
-    optimizer.load_state_dict(kept["optimizer"])
-    return int(kept["step"])
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    model_files.replace_atomically(path, lambda partial: torch.save(content, partial))
-
-
-def _shown(steps: Iterable[int], total: int, progress: bool, first: int) -> Any:
-    if not progress:
-        return steps
-    from tqdm import tqdm
-
-    return tqdm(steps, "training", total, initial=first, unit="step")

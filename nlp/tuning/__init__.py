@@ -3,6 +3,6 @@
 from nlp.tuning.calibration import calibrate
 from nlp.tuning.families import Family
 from nlp.tuning.finetuning import finetune
-from nlp.tuning.report import Calibration, Candidate, CannotReach
+from nlp.tuning.report import Calibration, Candidate
 
-__all__ = ["Calibration", "Candidate", "CannotReach", "Family", "calibrate", "finetune"]
+__all__ = ["Calibration", "Candidate", "Family", "calibrate", "finetune"]

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nlp.accelerate import accelerate, restore
+from common_models.acceleration import restore
+from common_models.calibration import check_confidence
+from nlp.accelerate import accelerate
 from nlp.packing.architectures import parts_of
 from nlp.prune.policy import Policy
 from nlp.tuning.families import Family, check_families, families
 from nlp.tuning.losses import Accuracy, Answers, Cosine, Custom, Loss, Metric, mean_with_error
-from nlp.tuning.report import Calibration, Candidate, CannotReach, number
+from nlp.tuning.report import Calibration, Candidate, number
 from nlp.tuning.sample import Sample, classifies, pooling_of, read, task_of
 from nlp.tuning.timing import in_turn
 
@@ -29,14 +31,14 @@ _LEAST_SHARE = 1 / 3
 def calibrate(
     model: Any,
     texts: Iterable[str],
+    *,
     max_drop: float | None = None,
     target_speedup: float | None = None,
-    *,
     tokenizer: Any = None,
     metric: Metric | None = None,
     labels: Sequence[int] | None = None,
     pooling: str | None = None,
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | str | None = None,
     policies: Iterable[Family] | None = None,
     min_tokens: int = 64,
     max_length: int | None = None,
@@ -54,6 +56,9 @@ def calibrate(
 
     What is lost is, by default, 1 - the cosine of a text's pooled embedding and the one without pruning; of a
     sequence classifier, the share of texts whose answer changes.
+
+    Where no policy does what was asked for, or the texts are too short for any to gain, the result says so (`gains` is
+    False) and holds what was measured, the nearest policy included.
 
     Args:
         model: a network that `nlp.accelerate` takes, or one that it made.
@@ -77,9 +82,8 @@ def calibrate(
         seed: which texts are held out.
 
     Raises:
-        CannotReach: no policy does what was asked for; it tells the nearest one and holds the table.
-        ValueError: an argument out of its range; fewer than 20 texts; texts too short to gain, with their numbers.
-        TypeError: no texts but one, policies that are none.
+        ValueError: an argument out of its range; fewer than 20 texts.
+        TypeError: a single text instead of several, policies that are not families.
     """
     _check(max_drop, target_speedup, evaluations, repeats, timed_tokens, confidence)
     model = restore(model)
@@ -87,14 +91,29 @@ def calibrate(
     pooling = pooling_of(model, pooling)
     found = families(parts.n_calls, parts.architecture.causal, min_tokens) if policies is None else None
     searched = check_families(policies) if policies is not None else found or []
-    if not searched:
-        raise ValueError(f"model must have two layers at least for tokens to leave between them, got {parts.n_calls}")
     sample = read(model, texts, tokenizer, max_length)
-    _check_texts(sample, min(family.make(0.5).min_tokens for family in searched))
+    if len(sample) < _LEAST_TEXTS:
+        raise ValueError(
+            f"texts must be at least {_LEAST_TEXTS}, half to search on and half held out, got {len(sample)}"
+        )
     order = random.Random(seed).sample(range(len(sample)), len(sample))
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     loss = _loss(model, metric, labels, pooling, len(sample))
     task = task_of(model, pooling)
+    asked: dict[str, Any] = dict(
+        max_drop=max_drop,
+        target_speedup=target_speedup,
+        confidence=confidence,
+        metric=loss.name,
+        mean_tokens=sum(sample.lengths) / len(sample),
+        percent=loss.share,
+        model=model,
+        dtype=dtype,
+        task=task,
+    )
+    hopeless = _why_hopeless(sample, searched, parts.n_calls)
+    if hopeless:
+        return _nothing(hopeless, None, (), asked)
     dense = accelerate(model, dtype=dtype, task=task)
 
     def build(policy: Policy) -> Any:
@@ -118,22 +137,36 @@ def calibrate(
                     stronger = each.at_most(confidence) <= max_drop
                 low, high = (strength, high) if stronger else (low, strength)
     table = tuple(tried)
-    chosen = choose(table, max_drop, target_speedup, confidence, loss.name, loss.share)
+    best, why = choose(table, max_drop, target_speedup, confidence, loss.name, loss.share)
+    if why:
+        return _nothing(why, best, table, asked)
     other = _Half(dense, build, sample, halves[1], loss, timed_tokens, max(repeats, 5))
+    held_out = other.measure(best.family, best.policy)
     return Calibration(
-        policy=chosen.policy,
-        chosen=chosen,
-        held_out=other.measure(chosen.family, chosen.policy),
+        estimate=held_out.loss,
+        error=held_out.error,
+        policy=best.policy,
+        chosen=best,
+        held_out=held_out,
+        nearest=best,
         table=table,
-        metric=loss.name,
-        max_drop=max_drop,
-        target_speedup=target_speedup,
-        confidence=confidence,
-        mean_tokens=sum(sample.lengths) / len(sample),
-        percent=loss.share,
-        model=model,
-        dtype=dtype,
-        task=task,
+        **asked,
+    )
+
+
+def _nothing(why: str, nearest: Candidate | None, table: tuple[Candidate, ...], asked: dict[str, Any]) -> Calibration:
+    """The result where no policy is chosen: without pruning nothing is lost, and nothing is gained."""
+    return Calibration(
+        estimate=0.0,
+        error=0.0,
+        gains=False,
+        policy=None,
+        chosen=None,
+        held_out=None,
+        nearest=nearest,
+        table=table,
+        why=why,
+        **asked,
     )
 
 
@@ -144,19 +177,15 @@ def choose(
     confidence: float,
     metric: str,
     percent: bool = False,
-) -> Candidate:
-    """The best of the candidates that do what was asked for.
-
-    Raises:
-        CannotReach: none does.
-    """
+) -> tuple[Candidate, str]:
+    """The best of the candidates that do what was asked for, and an empty string; else the nearest, and what lacks."""
     fast = [each for each in table if each.speedup >= (target_speedup or 1.0)]
     small = [each for each in table if max_drop is None or each.at_most(confidence) <= max_drop]
     both = [each for each in fast if each in small]
     if both and max_drop is None:
-        return min(both, key=lambda each: (each.loss, -each.speedup))
+        return min(both, key=lambda each: (each.loss, -each.speedup)), ""
     if both:
-        return max(both, key=lambda each: each.speedup)
+        return max(both, key=lambda each: each.speedup), ""
     wish = f"{target_speedup:.2f}x" if target_speedup is not None else "any gain"
     if max_drop is None or not fast:
         nearest = max(small or table, key=lambda each: each.speedup)
@@ -164,11 +193,9 @@ def choose(
     else:
         nearest = min(fast, key=lambda each: each.at_most(confidence))
         why = f"no policy reaches {wish} with a {metric} of at most {number(max_drop, percent)}"
-    raise CannotReach(
+    return nearest, (
         f"{why} ({confidence:.0%} confidence); the nearest is {nearest.policy}: {nearest.speedup:.2f}x, {metric} "
-        f"{number(nearest.loss, percent)} ± {number(nearest.error, percent)}",
-        nearest,
-        table,
+        f"{number(nearest.loss, percent)} ± {number(nearest.error, percent)}"
     )
 
 
@@ -194,7 +221,7 @@ class _Half:
         """Time and loss of a policy."""
         network = self.build(policy)
         seen, kept = self._observed(network)
-        mean, error = mean_with_error(self.loss.of(self._wanted, seen))
+        mean, error = mean_with_error(self.loss.of(self._wanted, seen), self.loss.share)
         timed = [self.sample.padded(batch, self._device) for batch in self._timed]
         calls = [_caller(each, timed) for each in (self.dense, network)]
         with torch.inference_mode():
@@ -245,7 +272,9 @@ def _loss(model: Any, metric: Metric | None, labels: Sequence[int] | None, pooli
             raise ValueError(f"labels must hold one class for each of the {n_texts} texts, got {len(labels)}")
         return Accuracy(labels)
     if labels is not None:
-        raise ValueError(f"labels must be None for {type(model).__name__}, which is no sequence classifier: see metric")
+        raise ValueError(
+            f"labels must be None for {type(model).__name__}, which is not a sequence classifier: see metric"
+        )
     if model.base_model is not model:
         raise ValueError(f"metric must be given for {type(model).__name__}: there is no loss that fits every task")
     return Cosine(pooling)
@@ -268,21 +297,21 @@ def _check(
     for name, value in (("evaluations", evaluations), ("repeats", repeats), ("timed_tokens", timed_tokens)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence must lie in [0.5, 1), got {confidence!r}")
+    check_confidence(confidence)
 
 
-def _check_texts(sample: Sample, min_tokens: int) -> None:
-    if len(sample) < _LEAST_TEXTS:
-        raise ValueError(
-            f"texts must be at least {_LEAST_TEXTS}, half to search on and half held out, got {len(sample)}"
-        )
+def _why_hopeless(sample: Sample, searched: Sequence[Family], n_layers: int) -> str:
+    """Why no policy can gain on these texts; empty where one may."""
+    if not searched:
+        return f"tokens leave between layers, and the network has {n_layers}"
+    min_tokens = min(family.make(0.5).min_tokens for family in searched)
     lengths = sample.lengths
     total = sum(lengths)
     touched = sum(length for length in lengths if length >= min_tokens) / total
-    if touched < _LEAST_SHARE:
-        raise ValueError(
-            f"texts must be long enough to gain from pruning: of {total / len(lengths):.0f} tokens in the mean, with "
-            f"{touched:.0%} of all tokens in texts of at least min_tokens = {min_tokens}, got at most "
-            f"{1 / (1 - touched / 2):.2f}x by removing half of those"
-        )
+    if touched >= _LEAST_SHARE:
+        return ""
+    return (
+        f"the texts are too short: of {total / len(lengths):.0f} tokens in the mean, with {touched:.0%} of all tokens "
+        f"in texts of at least min_tokens = {min_tokens}; removing half of those gives at most "
+        f"{1 / (1 - touched / 2):.2f}x"
+    )

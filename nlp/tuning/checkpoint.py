@@ -1,4 +1,8 @@
-"""The state of a training run in one safetensors file, from which it goes on to the same end."""
+"""The state of a fine-tuning run in one safetensors file, from which the run continues to the same end.
+
+Not `common_models.checkpoints`: a run keeps the trained parameters alone, the teacher's answers as far as they are
+known, and a number of steps that its first steps decide, none of which is a network's state.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlp.pretrained.model_files import replace_atomically
+from common_models.files import replace_atomically
 
 _FORMAT = "trisparse finetuning 1"
 
@@ -41,14 +45,15 @@ def write(path: Path, run: dict[str, Any], progress: dict[str, Any], tensors: di
     """
     metadata = {"format": _FORMAT, "run": json.dumps(run), "progress": json.dumps(progress)}
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    replace_atomically(path, lambda partial: save_file(state, partial, metadata=metadata))
+    with replace_atomically(path) as partial:
+        save_file(state, partial, metadata=metadata)
 
 
 def load(path: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Progress and tensors of a file that `write` wrote for the same run; None where there is no file.
 
     Raises:
-        ValueError: the file is none of a run, or of another one; the message names what differs.
+        ValueError: the file is not of a run, or is of another one; the message names what differs.
     """
     if not path.exists():
         return None

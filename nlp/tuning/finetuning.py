@@ -1,4 +1,4 @@
-"""Train a network to answer, without the tokens that a policy removes, as it did with them."""
+"""Train a network to answer as before without the tokens that a policy removes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from nlp.accelerate import accelerate, multiplies_bf16, restore
+from common_models.acceleration import restore
+from common_models.dtypes import multiplies_bf16
+from nlp.accelerate import accelerate
 from nlp.packing.architectures import parts_of
 from nlp.prune.policy import Policy
 from nlp.prune.threshold import Threshold
@@ -60,7 +62,7 @@ def finetune(
     batch_tokens: int = 4096,
     max_length: int | None = 256,
     precision: str = "auto",
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | str | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 50,
@@ -76,7 +78,7 @@ def finetune(
     Thresholds are learned along with the weights where the policy is a `Threshold` and `keep` is given.
 
     Args:
-        model: a network that `nlp.accelerate` takes, or one that it made; it is not changed.
+        model: a network that `nlp.accelerate` takes, or one that it made; stays as it is.
         texts: of the kind that the network will see, a thousand or more. Those below the policy's `min_tokens` are
             left out, as nothing is removed from them.
         policy: which tokens go on from layer to layer.
@@ -93,7 +95,7 @@ def finetune(
         max_length: cut texts at so many tokens; None for what the network takes.
         precision: of the products: "bf16" (the weights and sums stay fp32), "fp32", or "auto", bf16 where the
             processor multiplies it: 2.5 times as fast on a CPU that does.
-        dtype: of the result, as `nlp.accelerate`; "auto" is the model's own.
+        dtype: of the result, as `nlp.accelerate`; None is the model's own.
         seed: of the order of the texts. The same arguments on the same machine give the same result.
         checkpoint: a file that the run is written to, and continued from where it exists, to the same end.
         save_every: steps from one writing to the next.
@@ -105,7 +107,7 @@ def finetune(
 
     Raises:
         ValueError: an argument out of its range, no texts, none as long as `min_tokens`, a checkpoint of another run.
-        TypeError: a policy that is none, or no texts but one.
+        TypeError: not a policy, or a single text instead of several.
     """
     _check(steps, minutes, keep, policy, learning_rate, warmup, weight_decay, batch_tokens, precision, save_every)
     model = restore(model)

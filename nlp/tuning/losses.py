@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common_models.calibration import share_with_error
 from nlp.texts.embedder import pool
 
 #: A metric of the caller: (output of the network, attention_mask [B, S], positions of the texts) -> score [B] of each
@@ -98,7 +99,14 @@ class Custom(Loss):
         return dense - pruned
 
 
-def mean_with_error(values: Tensor) -> tuple[float, float]:
-    """The mean of values [N] and its standard error."""
+def mean_with_error(values: Tensor, share: bool = False) -> tuple[float, float]:
+    """The mean of values [N] and its standard error.
+
+    Args:
+        share: the values are -1, 0 or 1: few texts without a changed answer do not prove that none changes.
+    """
     n = len(values)
-    return float(values.mean()), float(values.std()) / math.sqrt(n) if n > 1 else math.inf
+    error = float(values.std()) / math.sqrt(n) if n > 1 else math.inf
+    if share:
+        error = max(error, share_with_error(int(values.count_nonzero()), n)[1])
+    return float(values.mean()), error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common_models import calibration
 from nlp.prune.policy import Policy
 
 
@@ -41,43 +42,48 @@ class Candidate:
         return self.loss + NormalDist().inv_cdf(confidence) * self.error
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, kw_only=True)
+class Calibration(calibration.Calibration):
     """The policy that was chosen on one half of the texts, what it does to the other, and all that was tried.
 
+    Where no policy does what was asked for, `gains` is False, `why` says what is missing, and `accelerate` gives the
+    packed network without pruning. `estimate` and `error` are those of `held_out`.
+
     Attributes:
-        policy: for `nlp.accelerate(model, prune=policy)`.
+        policy: for `nlp.accelerate(model, prune=policy)`; None where nothing gains.
         chosen: its figures on the half that was searched on: a little too good, as the best of many.
         held_out: its figures on the other half, which no choice depended on.
+        nearest: what was chosen, else the policy that comes nearest; None where nothing was measured.
         table: every policy that was measured.
+        why: what nothing reaches; empty where a policy was chosen.
         metric: what the losses are.
-        max_drop, target_speedup: what was asked for.
-        confidence: with which losses are meant not to exceed `max_drop`.
+        target_speedup: what was asked for beside `max_drop`.
         mean_tokens: of a text.
+        percent: whether the losses are shares of texts, shown in points.
         model: the network it was found for.
         dtype: that it was found for.
         task: as `accelerate` takes it.
     """
 
-    policy: Policy
-    chosen: Candidate
-    held_out: Candidate
+    policy: Policy | None
+    chosen: Candidate | None
+    held_out: Candidate | None
+    nearest: Candidate | None
     table: tuple[Candidate, ...]
+    why: str = ""
     metric: str
-    max_drop: float | None
     target_speedup: float | None
-    confidence: float
     mean_tokens: float
     percent: bool
     model: nn.Module = field(repr=False)
-    dtype: torch.dtype | str = "auto"
+    dtype: torch.dtype | str | None = None
     task: str = "auto"
 
     @property
     def holds(self) -> bool:
         """Whether what was asked for is true of the half that was not searched on, the loss with its confidence."""
-        kept_drop = self.max_drop is None or self.held_out.at_most(self.confidence) <= self.max_drop
-        return kept_drop and (self.target_speedup is None or self.held_out.speedup >= self.target_speedup)
+        speedup = 1.0 if self.held_out is None else self.held_out.speedup
+        return super().holds and (self.target_speedup is None or speedup >= self.target_speedup)
 
     def accelerate(self) -> Any:
         """The network with the policy."""
@@ -89,38 +95,22 @@ class Calibration:
         wish = [] if self.max_drop is None else [f"{self.metric} of at most {self._number(self.max_drop)}"]
         wish += [] if self.target_speedup is None else [f"at least {self.target_speedup:.2f}x as fast as packed"]
         lines = [f"asked for: {', '.join(wish)}; texts of {self.mean_tokens:.0f} tokens in the mean", ""]
-        lines += table(self.table, self.metric, self.percent, self.chosen)
+        if self.table:
+            lines += [*table(self.table, self.metric, self.percent, self.chosen), ""]
         held = self.held_out
+        if held is None:
+            return "\n".join([*lines, f"nothing gains: {self.why}"])
         verdict = "holds" if self.holds else "does NOT hold"
         lines += [
-            "",
             f"chosen: {self.policy}",
-            f"on {held.texts} texts that were not searched on: {self.metric} {self._number(held.loss)} ± "
-            f"{self._number(held.error)} (at most {self._number(held.at_most(self.confidence))} with "
-            f"{self.confidence:.0%} confidence), {held.speedup:.2f}x; what was asked for {verdict}",
+            f"on {held.texts} texts that were not searched on: {self.metric} {self._number(self.estimate)} ± "
+            f"{self._number(self.error)} (at most {self._number(self.at_most)} with {self.confidence:.0%} confidence), "
+            f"{held.speedup:.2f}x; what was asked for {verdict}",
         ]
         return "\n".join(lines)
 
     def _number(self, value: float) -> str:
         return number(value, self.percent)
-
-
-class CannotReach(ValueError):
-    """No policy does what was asked for.
-
-    Attributes:
-        nearest: the policy that comes nearest, measured on the half that was searched on.
-        table: every policy that was measured.
-    """
-
-    def __init__(self, message: str, nearest: Candidate, tried: tuple[Candidate, ...]) -> None:
-        super().__init__(message, nearest, tried)
-        self.message = message
-        self.nearest = nearest
-        self.table = tried
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def number(value: float, percent: bool) -> str:

@@ -70,8 +70,8 @@ def read(model: Any, texts: Iterable[str], tokenizer: Any, max_length: int | Non
         tokenizer: of the network; None for the one that belongs to a network of `nlp.load_pretrained`.
 
     Raises:
-        TypeError: `texts` is a single text, or a text is no str.
-        ValueError: no tokenizer is known, or it is not the network's; a text that is no Unicode, a `max_length` that
+        TypeError: `texts` is a single text, or a text is not a str.
+        ValueError: no tokenizer is known, or it is not the network's; a text that is not Unicode, a `max_length` that
             the network does not allow.
     """
     if isinstance(texts, (str, bytes)):

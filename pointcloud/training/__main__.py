@@ -27,8 +27,17 @@ def main() -> None:
     recipe = replace(Recipe(), **arguments)
     print(json.dumps(asdict(recipe)))
     start = time.perf_counter()
-    model, card = train(recipe)
-    save_pretrained(model, card, output)
+    checkpoint = output.with_name(f"{output.stem}.checkpoint")
+    try:
+        model, card = train(recipe, checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            print(f"\nStopped. Run the same command again to continue ({checkpoint} holds what is done).")
+        raise SystemExit(130) from None
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    save_pretrained(model, output, card)
+    checkpoint.unlink(missing_ok=True)
     print(json.dumps(card.results, indent=2))
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, {(time.perf_counter() - start) / 60:.1f} minutes in all")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common_models import checkpoints
+from common_models.checkpoints import shown
+from common_models.pretrained import round_like_saved
 from pointcloud.models import MinkUNet
-from pointcloud.pretrained import ModelCard, round_like_saved
+from pointcloud.pretrained import ModelCard
 from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
 from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
 from pointcloud.training.augment import augment
@@ -22,9 +28,19 @@ from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
 
+# A stopped training loses no more than so many steps.
+CHECKPOINT_STEPS = 50
 
-def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
-    """A network trained by the recipe, in evaluation mode, and its card with the held-out results."""
+
+def train(recipe: Recipe, progress: bool = True, checkpoint: Path | None = None) -> tuple[nn.Module, ModelCard]:
+    """A network trained by the recipe, in evaluation mode, and its card with the held-out results.
+
+    Args:
+        checkpoint: written every CHECKPOINT_STEPS steps; where it exists, training goes on from it, to the same end.
+
+    Raises:
+        ValueError: the checkpoint is of another recipe, or no checkpoint.
+    """
     torch.manual_seed(recipe.seed)
     arguments: dict[str, Any] = {
         "in_channels": N_FEATURES,
@@ -33,16 +49,22 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         "depth": recipe.depth,
     }
     model = MinkUNet(**arguments)
-    simulated = _simulate(recipe, recipe.train_sweeps, 0)
-    sweeps = list(_shown(simulated, "simulating", recipe.train_sweeps, progress))
-    weights = class_weights(sweeps)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
+    run, first = {"recipe": _as_json(recipe)}, 0
+    if checkpoint is not None and checkpoint.exists():
+        first = checkpoints.resume(checkpoint, run, model, optimizer)
+    simulated = _simulate(recipe, recipe.train_sweeps, 0)
+    sweeps = list(shown(simulated, "simulating", recipe.train_sweeps, progress, unit="sweep"))
+    weights = class_weights(sweeps)
     generator = np.random.default_rng([recipe.seed, 7])
-    bar = _shown(_batches(sweeps, recipe, generator), "training", recipe.steps, progress)
+    # What was seen before the stop is drawn again and passed over: the generator must stand where it stood.
+    batches = islice(_batches(sweeps, recipe, generator), first, None)
+    bar = shown(batches, "training", recipe.steps, progress, first)
     model.train()
-    for step, batch in enumerate(bar):
+    for step, batch in enumerate(bar, first):
         xyz, bright, labels, batch_index = batch
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * learning_rate(step, recipe.steps)
         voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, bright, batch_index, recipe.batch_size)
         truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
         logits = model(voxels)
@@ -51,9 +73,10 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-        schedule.step()
         if progress and step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{(logits.argmax(1) == truth).float().mean():.3f}")
+        if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0:
+            checkpoints.write(checkpoint, run, step + 1, model, optimizer)
     model.eval()
     round_like_saved(model)
     card = ModelCard(
@@ -77,7 +100,7 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
     total = Confusion(len(CLASSES))
     by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
     sweeps = _simulate(recipe, recipe.test_sweeps, recipe.first_test_seed)
-    for i, sweep in enumerate(_shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
+    for i, sweep in enumerate(shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
         cloud = sweep.to_cloud()
         prediction = segmenter(cloud).labels
         truth = torch.where(cloud.xyz.norm(dim=1) < segmenter.min_range, -1, cloud.labels)
@@ -91,21 +114,16 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
     }
 
 
-def _shown(steps: Iterable[Any], what: str, total: int, progress: bool) -> Any:
-    """The steps, behind a progress bar where one is wanted: without it, training needs no tqdm."""
-    if not progress:
-        return steps
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("progress bars need tqdm: pip install tqdm, or pass progress=False") from error
-    return tqdm(steps, what, total)
-
-
 def learning_rate(step: int, steps: int) -> float:
     """Factor on the learning rate: a tenth of the steps of linear warm-up, then half a cosine to zero."""
     warm_up = max(1, steps // 10)
     return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
+
+
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a checkpoint gives it back: lists for tuples."""
+    as_read: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return as_read
 
 
 def class_weights(sweeps: list[Sweep]) -> Tensor:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common_models import acceleration, dtypes
+from common_models.modes import check_evaluating
 from nlp.accelerate import accelerate, packed, restore
 from nlp.packing import in_flight
 from nlp.packing.architectures import ARCHITECTURES
@@ -212,7 +214,8 @@ def test_dtypes_leave_the_original_alone(model_type: str) -> None:
     assert double.acceleration.dtype == torch.float64
     assert (run(double, **batch).last_hidden_state - want)[batch["attention_mask"].bool()].abs().max() <= 1e-5
     assert run(moved.float(), **batch).last_hidden_state.dtype == torch.float32
-    assert accelerate(model, dtype="fastest").acceleration.dtype in (torch.bfloat16, torch.float32)
+    assert accelerate(model).acceleration.dtype == torch.float32
+    assert accelerate(accelerate(model).acceleration.original, dtype="fp64").acceleration.dtype == torch.float64
     assert state_of(model) == state
     assert torch.equal(run(model, **batch).last_hidden_state, want)
 
@@ -285,7 +288,7 @@ def test_gradient_checkpointing_runs_padded_or_not_at_all(model_type: str) -> No
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     pruned = accelerate(network(model_type, **options), prune=Cascade()).train()
     pruned.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="^a pruned network cannot run here: with gradient checkpointing"):
+    with pytest.raises(ValueError, match="^a network that prunes cannot run this pass: with gradient checkpointing"):
         pruned(**batch)
 
 
@@ -332,5 +335,38 @@ def test_a_trace_serves_other_lengths() -> None:
         got, want = traced(**other)["last_hidden_state"], model(**other).last_hidden_state
         live = other["attention_mask"].bool()
         torch.testing.assert_close(got[live], want[live], rtol=0, atol=1e-5)
-        with pytest.raises(ValueError, match="^a pruned network cannot run here: torch traces"):
+        with pytest.raises(ValueError, match="^a network that prunes cannot be traced or exported"):
             torch.jit.trace(accelerate(model, prune=Cascade()), example_kwarg_inputs=other, strict=False)
+
+
+def test_auto_is_the_fastest_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    for multiplies, own, wanted in (
+        (True, torch.float32, torch.bfloat16),
+        (False, torch.float32, torch.float32),
+        (False, torch.bfloat16, torch.float32),
+        (True, torch.float16, torch.float16),
+    ):
+        monkeypatch.setattr(dtypes, "multiplies_bf16", lambda device, answer=multiplies: answer)
+        model = network("bert").to(own)
+        for name in ("auto", "fastest"):
+            fast = accelerate(model, dtype=name)
+            assert fast.acceleration.dtype == fast.dtype == wanted
+        assert accelerate(model).dtype == own
+
+
+def test_what_was_done() -> None:
+    model = network("bert")
+    hooked = model.encoder.layer[0].output.dense
+    hooked.register_forward_hook(lambda *_: None)
+    fast = accelerate(model, prune=Cascade(0.5), task="cls")
+    made = fast.acceleration
+    assert isinstance(made, acceleration.Acceleration) and made.original is model and restore(fast) is model
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert [*made.changed, *made.left] != [] and {*made.changed, *made.left} == set(linears)
+    assert made.left == {"encoder.layer.0.output.dense": "has hooks or a forward of its own"}
+    check_evaluating(fast)
+    said = str(made)
+    assert said.startswith("runs without padding in fp32; ") and "Cascade(keep=0.5" in said and "task 'cls'" in said
+    assert said.endswith("left: encoder.layer.0.output.dense: has hooks or a forward of its own")
+    with pytest.raises(ValueError, match="^model must not be accelerated already: restore"):
+        accelerate(fast)

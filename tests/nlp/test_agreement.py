@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from common_models import agreement as common
 from nlp.accelerate import accelerate
 from nlp.agreement import compare
 from nlp.prune import First
@@ -20,6 +23,8 @@ def test_how_far_they_agree() -> None:
     # The row of padding alone is left out.
     assert len(agreement.cosine) == 2 and agreement.cosine.min() > 1 - 1e-6
     assert "100% of tokens kept" in str(agreement)
+    assert isinstance(agreement, common.Agreement) and (agreement.rows, agreement.top1) == (13, 1.0)
+    assert 0 < agreement.mean_difference < agreement.max_difference == agreement.largest
     worse = compare(model, accelerate(model, dtype="bf16"), padded((9, 4)))
     assert agreement.largest < worse.largest < 0.2
     assert compare(model, model, padded((9, 4))).largest == 0
@@ -63,7 +68,7 @@ def test_not_finite_shows() -> None:
     with torch.no_grad():
         fast.encoder.layer[0].output.dense.bias.fill_(float("nan"))
     found = compare(model, fast, [padded((9, 4)), padded((3,))])
-    assert found.largest != found.largest and found.cosine.isnan().all()
+    assert found.largest == found.max_difference == math.inf and found.cosine.isnan().all()
 
 
 def test_refusals() -> None:

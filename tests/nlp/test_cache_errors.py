@@ -48,7 +48,7 @@ def test_policies(llama: Any) -> None:
         SnapKV(kernel=4)
     with pytest.raises(ValueError, match="window must be a whole number of at least 1"):
         SnapKV(window=0)
-    with pytest.raises(ValueError, match="policy must be one of SnapKV, HeavyHitters, Recent, RandomTokens"):
+    with pytest.raises(TypeError, match="policy must be one of SnapKV, HeavyHitters, Recent, RandomTokens, got str"):
         PrunedCache(llama, "snapkv", keep=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="SnapKV votes on a prompt"):
         PrunedCache(llama, SnapKV(), keep=0.5, while_decoding=True)
@@ -82,9 +82,9 @@ def test_tokens_cannot_be_taken_back(llama: Any) -> None:
     cache = PrunedCache(llama, Recent(), tokens=50)
     generate(llama, ids, past_key_values=cache)
     cache.crop(0)
-    with pytest.raises(ValueError, match="cannot take tokens back"):
+    with pytest.raises(ValueError, match="PrunedCache cannot be cropped: tokens that were evicted are gone"):
         cache.crop(-1)
-    with pytest.raises(ValueError, match="cannot take tokens back"):
+    with pytest.raises(ValueError, match="PrunedCache cannot be cropped: tokens that were evicted are gone"):
         generate(llama, ids, past_key_values=PrunedCache(llama, Recent(), tokens=50), prompt_lookup_num_tokens=2)
 
 

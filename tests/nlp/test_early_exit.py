@@ -71,7 +71,7 @@ def test_each_exit_is_that_of_the_network_alone(model_type: str, pooling: str) -
 def test_never_sure_is_the_last_head_on_the_accelerated_network() -> None:
     model = tiny_models.network("bert")
     heads, texts = heads_of(model, (1, 3)), ids()
-    answers, trace = EarlyExit(model, heads, NEVER, max_tokens=100).classify(texts)
+    answers, trace = EarlyExit(model, heads, confidence=NEVER, max_tokens=100).classify(texts)
     width = max(map(len, texts))
     batch = torch.tensor([each + [0] * (width - len(each)) for each in texts])
     mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in texts])
@@ -85,7 +85,7 @@ def test_never_sure_is_the_last_head_on_the_accelerated_network() -> None:
 def test_companions_do_not_matter() -> None:
     model = tiny_models.network("bert")
     texts = ids()
-    exits = EarlyExit(model, heads_of(model, (1, 2, 3), scale=0.3), 0.8, max_tokens=150)
+    exits = EarlyExit(model, heads_of(model, (1, 2, 3), scale=0.3), confidence=0.8, max_tokens=150)
     together = exits.classify(texts)[0]
     for given, answer in zip(texts, together):
         (alone,), _ = exits.classify([given])
@@ -103,7 +103,7 @@ def test_survivors_fill_batches() -> None:
     texts = texts + [list(each) for each in texts[::-1]]
     likely = np.sort([float(by_hidden_states(model, given, heads)[0].max()) for given in texts])
     confidence = float(likely[len(texts) // 10] + likely[len(texts) // 10 + 2]) / 2
-    exits = EarlyExit(model, heads, confidence, max_tokens=200)
+    exits = EarlyExit(model, heads, confidence=confidence, max_tokens=200)
     sizes: list[int] = []
     exits._stages.layers[2].register_forward_pre_hook(lambda layer, args: sizes.append(args[0].shape[1]))
     answers, trace = exits.classify(texts)
@@ -119,7 +119,7 @@ def test_pools_keep_to_their_bound() -> None:
     """Of uneven lengths; a text above the bound goes alone."""
     model = tiny_models.network("bert")
     texts = [*ids(50), [5] * 90]
-    exits = EarlyExit(model, heads_of(model, (1, 2, 3)), NEVER, max_tokens=64)
+    exits = EarlyExit(model, heads_of(model, (1, 2, 3)), confidence=NEVER, max_tokens=64)
     sizes: list[int] = []
     for layer in exits._stages.layers:
         layer.register_forward_pre_hook(lambda layer, args: sizes.append(args[0].shape[1]))
@@ -166,7 +166,7 @@ def test_fit(pooling: str) -> None:
         loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, target) + 0.01 / 600 * weight.square().sum()
         gradients = torch.autograd.grad(loss, (weight, bias))
         assert max(float(each.abs().max()) for each in gradients) < 1e-4
-    answers, trace = EarlyExit(model, heads, 0.9, 500, tokenizer).classify(texts[300:])
+    answers, trace = EarlyExit(model, heads, confidence=0.9, max_tokens=500, tokenizer=tokenizer).classify(texts[300:])
     right = np.mean([answer.label == label for answer, label in zip(answers, labels[300:])])
     assert right > (0.9 if pooling == "mean" else 0.6)
     assert trace.shares[1] > 0.05 and sum(trace.exited.values()) == 100
@@ -176,7 +176,7 @@ def test_bf16_and_accelerated_networks_are_taken() -> None:
     model = tiny_models.network("bert", "ForSequenceClassification")
     heads = heads_of(model, (1, 3))
     faster = nlp.accelerate(model, dtype="bf16")
-    full, half = (EarlyExit(each, heads, NEVER).classify(ids(20))[0] for each in (model, faster))
+    full, half = (EarlyExit(each, heads, confidence=NEVER).classify(ids(20))[0] for each in (model, faster))
     difference = np.abs(np.stack([a.probabilities - b.probabilities for a, b in zip(full, half)])).max()
     assert 0 < difference < 0.1
     assert nlp.restore(faster) is model and not hasattr(model, "acceleration")
@@ -203,15 +203,15 @@ def test_refusals() -> None:
         EarlyExit(tiny_models.network("bert", is_decoder=True), heads)
     with pytest.raises(TypeError, match="model must be a Hugging Face network"):
         EarlyExit(torch.nn.Linear(2, 2), heads)
-    with pytest.raises(ValueError, match="model must be in eval mode"):
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but BertModel and"):
         EarlyExit(tiny_models.network("bert").train(), heads)
     with pytest.raises(ValueError, match="model must keep all tokens"):
-        EarlyExit(nlp.accelerate(model, nlp.Cascade(0.5)), heads)
+        EarlyExit(nlp.accelerate(model, prune=nlp.Cascade(0.5)), heads)
     with pytest.raises(TypeError, match="heads must be ExitHeads of fit_exits, got dict"):
         EarlyExit(model, {})  # type: ignore[arg-type]
     for confidence in (-0.1, float("nan"), "0.9", True):
         with pytest.raises(ValueError, match="confidence must be a number of at least 0"):
-            EarlyExit(model, heads, confidence)  # type: ignore[arg-type]
+            EarlyExit(model, heads, confidence=confidence)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_tokens must be an integer of at least 1, got 0"):
         EarlyExit(model, heads, max_tokens=0)
     with pytest.raises(ValueError, match=r"heads must follow layers \(1, 2, 3\) .* got \(1, 2\), "):
@@ -241,7 +241,6 @@ def test_refusals() -> None:
         (dict(pooling="max"), "pooling must be one of mean, cls, last, got 'max'"),
         (dict(labels=["a", "a"]), "labels must name two classes or more, got a"),
         (dict(labels=["a", "b", "c"]), "labels must be one for each text, got 3 for 2 texts"),
-        (dict(labels=["a", None]), r"labels\[1\] must be a str or an int, got NoneType"),
         (dict(regularization=0.0), "regularization must be above 0, got 0.0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -250,3 +249,8 @@ def test_fit_refusals(changes: dict[str, Any], message: str) -> None:
     given = {"layers": [1], "labels": ["a", "b"], **changes}
     with pytest.raises(ValueError, match=message):
         fit_exits(tiny_models.network("bert"), [[5, 6], [7]], **given)
+
+
+def test_labels_of_a_wrong_type() -> None:
+    with pytest.raises(TypeError, match=r"labels\[1\] must be a str or an int, got NoneType"):
+        fit_exits(tiny_models.network("bert"), [[5, 6], [7]], ["a", None], layers=[1])  # type: ignore[list-item]

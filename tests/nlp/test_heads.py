@@ -107,9 +107,9 @@ def test_refusals() -> None:
         (dict(heads={0: [4]}), r"heads of layer 0 must be different numbers below 4, got \[4\]"),
         (dict(heads={0: [1, 1]}), r"different numbers below 4, got \[1, 1\]"),
         (dict(heads={2: [0, 1, 2, 3]}), "heads must leave one to layer 2, got all 4"),
-        (dict(), "either heads or importance with keep must be given"),
-        (dict(heads={}, keep=0.5), "either heads or importance with keep"),
-        (dict(heads={}, importance=importance), "either heads or importance with keep"),
+        (dict(), "either heads, or importance and keep, must be given"),
+        (dict(heads={}, keep=0.5), "either heads, or importance and keep,"),
+        (dict(heads={}, importance=importance), "either heads, or importance and keep,"),
         (dict(importance=importance, keep=0), "keep must lie above 0 and be at most 1, got 0"),
         (dict(importance=importance[:2], keep=0.5), r"importance must be \[3, 4\] \[layers, heads\], got \[2, 4\]"),
     ]:
@@ -117,7 +117,7 @@ def test_refusals() -> None:
             prune_heads(model, **arguments)
     with pytest.raises(ValueError, match="heads can be cut out of bert, .*, got 'albert'"):
         prune_heads(network("albert"), {0: [0]})
-    with pytest.raises(ValueError, match="model must not have lost heads before"):
+    with pytest.raises(ValueError, match="model must have all its heads, got one without"):
         prune_heads(prune_heads(model, {0: [0]}), {0: [0]})
     with pytest.raises(ValueError, match="batches must hold at least one token"):
         head_importance(model, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,17 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 pytest.importorskip("transformers", minversion="5")
 
 import transformers
 
+import nlp
+from common_models import cards
 from nlp import pretrained
 from nlp.pretrained import list_pretrained, load_pretrained, load_tokenizer, save_pretrained, weights_file
 from nlp.pretrained.cards import ModelCard
+from nlp.texts.embedder import Embedder
 from tests.nlp import tiny_models
 
 IDS = torch.tensor([[2, 5, 9, 11, 3]])
@@ -167,11 +173,73 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert again.pad_token == "[PAD]"
 
 
+@torch.no_grad()
+def test_a_loaded_network_is_saved_with_its_card(tmp_path: Path) -> None:
+    folder = tiny_models.sentence_folder(tmp_path / "x", {"pooling_mode_cls_token": True}, False, do_lower_case=True)
+    settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    model, path = load_pretrained(folder), tmp_path / "x.safetensors"
+    save_pretrained(model, path, tokenizer=load_tokenizer(folder), license="mit")
+    expected = dataclasses.replace(model.card, name=str(path), source=str(path), license="mit")
+    assert load_pretrained(path).card == expected
+    # What makes an embedding comes back: prompt, case, pooling and the longest input.
+    texts = ["the FILM", "a plot " * 60]
+    found, wanted = ([x.vector for x in Embedder.load(each).stream(texts)] for each in (path, folder))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["domain"] == "nlp"
+
+
+def test_a_card_of_ones_own(tmp_path: Path) -> None:
+    model, path = llama(), tmp_path / "x.safetensors"
+    card = ModelCard(description="mine", architecture="LlamaForCausalLM", results={"loss": 1.0})
+    assert isinstance(card, cards.ModelCard)
+    save_pretrained(model, path, card, results={"loss": 2.0})
+    found = load_pretrained(path).card
+    assert (found.description, found.results, found.license) == ("mine", {"loss": 2.0}, "unknown")
+    with pytest.raises(ValueError, match="card.architecture must be LlamaForCausalLM, the model's class, got 'Bert"):
+        save_pretrained(model, path, dataclasses.replace(card, architecture="BertModel"))
+    with pytest.raises(TypeError, match=r"card must be an nlp.ModelCard, got dict"):
+        save_pretrained(model, path, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="card must be given, or a description: this LlamaForCausalLM has no"):
+        save_pretrained(model, path)
+    with pytest.raises(TypeError, match="positional"):
+        ModelCard("mine", "LlamaForCausalLM")  # type: ignore[misc]
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    model, path = llama(), tmp_path / "x.safetensors"
+    refused: dict[str, tuple[Any, type[Exception], str]] = {
+        "accelerated": (nlp.accelerate(model), ValueError, r"got an accelerated one, .* save restore\(model\)"),
+        "a part": (nlp.accelerate(model).model, ValueError, "must not run packed while it is saved"),
+        "int8": (
+            nlp.quantize(model, {"input_ids": IDS}, min_cosine=-1), ValueError, "got int8 ones: save it as it was",
+        ),
+        "heads": (nlp.prune_heads(tiny_models.bert(), {0: [0]}), ValueError, "must have all the heads of its config"),
+        "own class": (type("Own", (type(model),), {})(model.config), TypeError, "a class of transformers, .* got Own"),
+        "no network": (torch.nn.Linear(2, 2), TypeError, "must be of a class of transformers, .* got Linear"),
+    }  # fmt: skip
+    for each, error, message in refused.values():
+        with pytest.raises(error, match=message):
+            save_pretrained(each, path, description="d")
+    with nlp.packed(model), pytest.raises(ValueError, match="must not run packed while it is saved"):
+        save_pretrained(model, path, description="d")
+    assert not list(tmp_path.iterdir())
+    save_pretrained(nlp.restore(refused["accelerated"][0]), path, description="d")
+
+
+def test_files_of_other_domains(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"card": "{}", "domain": "video"})
+    with pytest.raises(ValueError, match=r"holds a network of video, read it with video.load_pretrained"):
+        load_pretrained(path)
+
+
 def test_file_as_a_named_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
     save_pretrained(llama(), tmp_path / "tiny-llama.safetensors", description="d")
     assert "tiny-llama" in list_pretrained() and load_pretrained("tiny-llama").card.name == "tiny-llama"
-    with pytest.raises(ValueError, match="got 'tiny-lama'; did you mean tiny-llama"):
+    with pytest.raises(ValueError, match="got 'tiny-lama'; did you mean 'tiny-llama'"):
         load_pretrained("tiny-lama")
     with pytest.raises(ValueError, match="has no tokenizer in its card"):
         load_tokenizer("tiny-llama")
@@ -191,15 +259,18 @@ def test_tokenizer_beside_the_file(tmp_path: Path) -> None:
 
 
 CARDS: dict[str, tuple[Any, str]] = {
-    "none": (None, r"no language model of this package: its card lacks 'card'"),
+    "none": (None, r"is not a language model of this package: its metadata lacks 'card'"),
     "no JSON": ("{", "its model card cannot be read"),
-    "a list": ("[]", "its model card cannot be read"),
+    "a list": ("[]", "its model card must be a JSON object, got list"),
+    "a field less": ('{"description": "d", "config": {}}', "of this package: its card lacks 'architecture'"),
+    "a prompt": ({"prompt": 3}, "its model card cannot be read: prompt is a int"),
+    "a limit": ({"max_tokens": True}, "its model card cannot be read: max_tokens is a bool"),
     "no config": ({"config": None}, "its model card cannot be read: config is a NoneType"),
-    "model type": ({"config": {"model_type": "lama"}}, "that transformers knows, got 'lama'; did you mean llama"),
+    "model type": ({"config": {"model_type": "lama"}}, "that transformers knows, got 'lama'; did you mean 'llama'"),
     "a function": ({"architecture": "logging"}, "must be a model class of transformers, got 'logging'"),
     "attribute": ({"architecture": "os.system"}, "must be a model class of transformers, got 'os.system'"),
     "other class": ({"architecture": "BertModel"}, "BertModel takes a BertConfig, got a LlamaConfig"),
-    "close": ({"architecture": "LlamaForCausalLN"}, "did you mean LlamaForCausalLM"),
+    "close": ({"architecture": "LlamaForCausalLN"}, "did you mean 'LlamaForCausalLM'"),
     "huge": ({"config": {"model_type": "llama", "vocab_size": 10**9}}, "numbers, but its config asks for"),
     "deep": ({"config": {"model_type": "llama", "num_hidden_layers": 10**9}}, "num_hidden_layers must be at most"),
     "odd": ({"config": {"model_type": "llama", "hidden_size": "x"}}, "no .* can be"),
@@ -298,7 +369,7 @@ def test_attention_that_a_config_names_is_not_fetched(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["all-minilm-l6", "All-MiniLM-L6-v2"])
 def test_close_names(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"got '{name}'; did you mean all-minilm-l6-v2\?"):
+    with pytest.raises(ValueError, match=rf"got '{name}'; did you mean 'all-minilm-l6-v2'\?"):
         load_pretrained(name)
 
 

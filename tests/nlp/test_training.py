@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -106,11 +107,13 @@ def test_stopped_training_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch
         patch.setattr("nlp.training.train.learning_rate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tokens, checkpoint, progress=False)
-    assert torch.load(checkpoint, weights_only=True)["step"] == 50
+    assert torch.load(checkpoint, weights_only=True)["done"] == 50
     resumed = train(recipe, tokens, checkpoint, progress=False).state_dict()
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
-    with pytest.raises(ValueError, match="another recipe or text"):
+    with pytest.raises(ValueError, match="is the checkpoint of another run: its text is "):
         train(recipe, tokens + 1, checkpoint, progress=False)
+    with pytest.raises(ValueError, match="is the checkpoint of another run: its steps is 60, here it is 70"):
+        train(dataclasses.replace(recipe, steps=70), tokens, checkpoint, progress=False)
     checkpoint.write_bytes(b"not one")
     with pytest.raises(ValueError, match="not a checkpoint of this training"):
         train(recipe, tokens, checkpoint, progress=False)
@@ -165,7 +168,7 @@ def test_shipped_weights_repeat_what_they_have_read(shipped: Any, held_out: torc
     text_ids = held_out[:4, 1:201]
     twice = torch.cat([torch.zeros(4, 1, dtype=torch.int64), text_ids, text_ids], 1)
     with torch.no_grad():
-        losses = measure._losses(shipped(input_ids=twice).logits, twice)
+        losses = measure.token_losses(shipped(input_ids=twice).logits, twice)
     assert losses[:, 220:].mean() < 0.4 * losses[:, 20:200].mean()
 
 

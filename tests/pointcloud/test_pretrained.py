@@ -15,8 +15,10 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import save_file
 
+import pointcloud
+from common_models.pretrained import round_like_saved
 from pointcloud import pretrained
-from pointcloud.pretrained import list_pretrained, load_pretrained, round_like_saved, save_pretrained
+from pointcloud.pretrained import list_pretrained, load_pretrained, save_pretrained
 from pointcloud.segment import sweep_voxels
 from tests.pointcloud.sweeps import street, tiny_card, tiny_network
 
@@ -24,7 +26,7 @@ from tests.pointcloud.sweeps import street, tiny_card, tiny_network
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
-    save_pretrained(tiny_network(), tiny_card(recipe={"seed": 3}, results={"mean_iou": 0.5}), path)
+    save_pretrained(tiny_network(), path, tiny_card(recipe={"seed": 3}, results={"mean_iou": 0.5}))
     return path
 
 
@@ -69,7 +71,7 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "WEIGHTS", saved.parent)
     assert list_pretrained() == ["tiny"]
     assert load_pretrained("tiny").card == load_pretrained(saved).card
-    with pytest.raises(ValueError, match=r"must be a file or one of tiny, got 'tinny'; did you mean tiny\?"):
+    with pytest.raises(ValueError, match=r"must be a file or one of tiny, got 'tinny'; did you mean 'tiny'\?"):
         load_pretrained("tinny")
     monkeypatch.setattr(pretrained, "WEIGHTS", saved.parent / "absent")
     assert list_pretrained() == []
@@ -136,7 +138,7 @@ def test_hostile_cards(tmp_path: Path, changes: dict[str, Any], message: str) ->
 def test_cards_that_are_none(tmp_path: Path, card: str) -> None:
     path = tmp_path / "w.safetensors"
     write(path, card)
-    with pytest.raises(ValueError, match=r"w\.safetensors: its model card cannot be read"):
+    with pytest.raises(ValueError, match=r"w\.safetensors: its model card (cannot be read|must be)"):
         load_pretrained(path)
 
 
@@ -156,9 +158,9 @@ def test_saving_is_whole_or_not_at_all(saved: Path) -> None:
     with torch.no_grad():
         model.classifier.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match=r"classifier\.weight must be finite and within ±65504"):
-        save_pretrained(model, tiny_card(), saved)
+        save_pretrained(model, saved, tiny_card())
     with pytest.raises(TypeError):
-        save_pretrained(tiny_network(), tiny_card(results={"iou": object()}), saved)
+        save_pretrained(tiny_network(), saved, tiny_card(results={"iou": object()}))
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
@@ -179,6 +181,25 @@ def test_without_safetensors(saved: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ImportError, match="weights files need safetensors: pip install safetensors"):
         load_pretrained(saved)
     with pytest.raises(ImportError, match="need safetensors"):
-        save_pretrained(tiny_network(), tiny_card(), saved)
+        save_pretrained(tiny_network(), saved, tiny_card())
     with pytest.raises(ValueError, match="name_or_path must be a file"):
         load_pretrained("none")
+
+
+def test_a_card_is_asked_for_and_checked(tmp_path: Path) -> None:
+    model = tiny_network()
+    with pytest.raises(ValueError, match="card must be given for a model that does not carry one"):
+        save_pretrained(model, tmp_path / "w.safetensors")
+    with pytest.raises(TypeError, match=r"card must be a pointcloud\.pretrained\.ModelCard, got dict"):
+        save_pretrained(model, tmp_path / "w.safetensors", {})  # type: ignore[arg-type]
+    model.card = tiny_card()
+    save_pretrained(model, tmp_path / "w.safetensors")
+    assert load_pretrained(tmp_path / "w.safetensors").card == tiny_card()
+
+
+def test_an_accelerated_network_is_refused(tmp_path: Path) -> None:
+    fast = pointcloud.accelerate(tiny_network().eval())
+    with pytest.raises(ValueError, match=r"got an accelerated one.*save restore\(model\)"):
+        save_pretrained(fast, tmp_path / "w.safetensors", tiny_card())
+    save_pretrained(pointcloud.restore(fast), tmp_path / "w.safetensors", tiny_card())
+    assert load_pretrained(tmp_path / "w.safetensors").card == tiny_card()

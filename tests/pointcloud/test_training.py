@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import sys
@@ -198,12 +199,39 @@ def test_training_repeats_bit_for_bit(one_thread: None) -> None:
     assert not torch.equal(first.classifier.weight, start.classifier.weight)
 
 
+def test_a_stopped_training_ends_where_it_would_have(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = importlib.import_module("pointcloud.training.train")
+    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 2)
+    plan, path = recipe(steps=5), tmp_path / "run.checkpoint"
+    whole, card = train(plan, progress=False)
+
+    class Stopped(Exception):
+        pass
+
+    def stop_at_the_fourth(step: int, steps: int) -> float:
+        if step == 3:
+            raise Stopped
+        return learning_rate(step, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", stop_at_the_fourth)
+        with pytest.raises(Stopped):
+            train(plan, progress=False, checkpoint=path)
+    model, other = train(plan, progress=False, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values()))
+    assert card == other
+    with pytest.raises(ValueError, match="is the checkpoint of another run: its recipe is"):
+        train(recipe(steps=6), progress=False, checkpoint=path)
+
+
 def test_results_are_those_of_the_file(one_thread: None, tmp_path: Path) -> None:
     """What is measured is what is shipped: the weights are rounded before they are measured."""
     pytest.importorskip("safetensors")
     plan = recipe(steps=2)
     model, card = train(plan, progress=False)
-    save_pretrained(model, replace(card, recipe={}, results={}), tmp_path / "w.safetensors")
+    save_pretrained(model, tmp_path / "w.safetensors", replace(card, recipe={}, results={}))
     loaded = load_pretrained(tmp_path / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
     assert evaluate(loaded, plan, progress=False) == card.results

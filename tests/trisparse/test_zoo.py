@@ -58,13 +58,13 @@ def test_each_domain_brings_its_networks() -> None:
     names = trisparse.list_pretrained()
     assert {"minkunet14-streets", "tsm-motion-digits"} <= set(names) and names == sorted(names)
     assert type(trisparse.load_pretrained("tsm-motion-digits")).__name__ == "TSM"
-    with pytest.raises(ValueError, match="did you mean tsm-motion-digits"):
+    with pytest.raises(ValueError, match="did you mean 'tsm-motion-digits'"):
         trisparse.load_pretrained("tsm-motion-digit")
 
 
 @pytest.mark.parametrize("name", ["tiny-street", "tinystreets", "Tiny-Streets"])
 def test_close_matches(named: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"one of tiny-streets, got '{name}'; did you mean tiny-streets\?"):
+    with pytest.raises(ValueError, match=rf"one of tiny-streets, got '{name}'; did you mean 'tiny-streets'\?"):
         trisparse.load_pretrained(name)
 
 

@@ -163,7 +163,7 @@ def _network_rows(work: SparseConvTensor, spconv: ModuleType | None, n_threads: 
         rows.append(Row("network", name, "spconv", "fp32", 1, lambda: theirs(new(features, coords, shape, 1))))
     for threads in _threads(n_threads):
         for dtype, kind in DTYPES.items():
-            fast = pointcloud.accelerate(model, None if dtype == "fp32" else kind)
+            fast = pointcloud.accelerate(model, dtype=None if dtype == "fp32" else kind)
             rows.append(_row("network", name, dtype, threads, _rebuilding(fast, features, coords, shape)))
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -10,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-from trisparse.texts.sources import require_pyarrow
 
 # Memory of a row group while a parquet file is written, about.
 GROUP_BYTES = 32 << 20
@@ -47,14 +46,10 @@ class Sink(Protocol):
         ...
 
 
-def sink(path: Path, columns: Sequence[Column], suffixes: Sequence[str] = (".jsonl", ".csv", ".parquet")) -> Sink:
-    """The sink for a file of that name.
-
-    Raises:
-        ValueError: another suffix.
-        ImportError: parquet without pyarrow.
-    """
-    check_suffix(path, suffixes)
+def sink(path: Path | None, columns: Sequence[Column]) -> Sink:
+    """The sink for a file with a suffix that `check_suffix` let pass; lines of JSON for None, which are printed."""
+    if path is None:
+        return JsonLines(columns)
     kinds: dict[str, Callable[[Sequence[Column]], Sink]] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": Parquet}
     return kinds[path.suffix.lower()](columns)
 
@@ -65,6 +60,12 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"--output must have a suffix of {' '.join(suffixes)}, got {path}")
     if path.suffix.lower() == ".parquet":
         require_pyarrow("writing parquet files")
+
+
+def require_pyarrow(what: str) -> None:
+    """Raises ImportError, which names the extra, where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(f"{what} needs pyarrow: pip install 'trisparse[nlp]'")
 
 
 class JsonLines:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO
+
+from common_models.names import did_you_mean
 
 INVALID = ("error", "replace", "skip")
 NULLS = ("error", "skip", "empty")
@@ -131,7 +132,7 @@ def bad(message: str, reading: Reading, log: Log, lines: int = 1) -> None:
 def no_column(name: str, wanted: str, found: Iterable[str], option: str = "--column") -> str:
     """What to say of a column that is not among those found."""
     names = list(dict.fromkeys(found))
-    close = difflib.get_close_matches(wanted, names, n=1)
     shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-    hint = f"did you mean {option} {close[0]}?" if close else f"name one with {option}"
-    return f"{name}: no column {wanted!r}, it has {shown or 'none'}; {hint}"
+    close = did_you_mean(wanted, names)
+    hint = f"{close} Name it with {option}" if close else f"; name one with {option}"
+    return f"{name}: no column {wanted!r}, it has {shown or 'no columns'}{hint}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from trisparse.output.sinks import require_pyarrow
 
 FORMATS = {
     ".txt": "txt",
@@ -81,12 +82,6 @@ def plan(names: Sequence[str], format: str | None = None, output: Path | None = 
     if any(source.format == "parquet" for source in found):
         require_pyarrow("reading parquet files")
     return found
-
-
-def require_pyarrow(what: str) -> None:
-    """Raises ImportError, which names the extra, where pyarrow is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(f"{what} needs pyarrow: pip install 'trisparse[nlp]'")
 
 
 def _format_of(name: str) -> tuple[str | None, bool]:

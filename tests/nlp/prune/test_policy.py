@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nlp.prune import Cascade, First, Live, Mass, Merge, Plan, Policy, Random, Threshold, mean_pool
-from nlp.prune.merge import _most_similar_padded, most_similar
+from nlp.prune.merge import most_similar, most_similar_padded
 from nlp.prune.removal import protected
 
 
@@ -126,7 +126,7 @@ def test_merge_by_hand() -> None:
 def test_products_of_padded_sequences() -> None:
     n_a, n_b = torch.tensor([3, 0, 7, 0, 1]), torch.tensor([3, 1, 8, 0, 2])
     a, b = torch.randn(11, 5), torch.randn(14, 5)
-    got, want = _most_similar_padded(a, b, n_a, n_b), most_similar(a, b, n_a, n_b)
+    got, want = most_similar_padded(a, b, n_a, n_b), most_similar(a, b, n_a, n_b)
     torch.testing.assert_close(got[0], want[0])
     assert torch.equal(got[1], want[1])
     sequence = torch.repeat_interleave(torch.arange(5), n_b)
@@ -134,7 +134,7 @@ def test_products_of_padded_sequences() -> None:
     torch.testing.assert_close((a * b[want[1]]).sum(1), want[0])
     for n in (0, 2):
         none = torch.zeros(n, dtype=torch.int64)
-        assert [len(x) for x in _most_similar_padded(a[:0], b[:0], none, none)] == [0, 0]
+        assert [len(x) for x in most_similar_padded(a[:0], b[:0], none, none)] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", minversion="5")
 
+from common_models.scores import ClassScore
 from nlp.pretrained import MINILM, list_pretrained
 from nlp.prune import Cascade
 from nlp.texts.classifier import EmbeddingClassifier, TextClassifier
@@ -39,8 +40,12 @@ def expected(texts: list[str], multi_label: bool = False, **changes: Any) -> np.
     return (logits.sigmoid() if multi_label else logits.softmax(1)).numpy()
 
 
+def scores(answer: Any) -> dict[str, float]:
+    return {score.label: score.probability for score in answer.best}
+
+
 def probabilities(answers: list[Any], labels: list[str]) -> np.ndarray:
-    return np.array([[dict(each.best)[label] for label in labels] for each in answers])
+    return np.array([[scores(each)[label] for label in labels] for each in answers])
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
@@ -53,7 +58,7 @@ def test_network(problem: str, tmp_path: Path) -> None:
         probabilities(answers, found.labels), expected(texts, found.multi_label, problem_type=problem), atol=1e-5
     )
     for answer in answers:
-        values = [probability for _, probability in answer.best]
+        values = [score.probability for score in answer.best]
         assert values == sorted(values, reverse=True) and len(values) == 3
         assert found.multi_label or sum(values) == pytest.approx(1)
     assert [answer.tokens for answer in answers[:2]] == [2, 3]
@@ -66,6 +71,7 @@ def test_top() -> None:
     with pytest.raises(ValueError, match="top must be a whole number of at least 1, got 0"):
         found.classify(["the film"], top=0)
     assert found.classify([]) == []
+    assert found("the film", top=1) == one and isinstance(one.best[0], ClassScore)
 
 
 def test_long_texts() -> None:
@@ -114,7 +120,7 @@ def test_causal_networks_classify_by_the_last_token_of_each_text() -> None:
 
 
 @pytest.mark.parametrize("change, options, message", [
-    ({"problem_type": "regression"}, {}, "must tell classes, got one of problem_type regression"),
+    ({"problem_type": "regression"}, {}, "must be a classifier, got one of problem_type regression"),
     ({"num_labels": 1}, {}, r"must have two classes or more \(one alone has probability 1\), got 1"),
     ({}, {"labels": ["a", "b"]}, r"labels must be 3 names, one for each class, got \['a', 'b'\]"),
     ({}, {"max_tokens": -1}, "max_tokens must be a whole number of at least 1, got -1"),
@@ -126,9 +132,11 @@ def test_networks_that_tell_no_classes(change: dict[str, Any], options: dict[str
 
 
 def test_one_class_by_sigmoid() -> None:
-    found = TextClassifier(tiny_models.bert(HEAD, num_labels=1), tiny_models.tokenizer(), ["spam"], multi_label=True)
+    found = TextClassifier(
+        tiny_models.bert(HEAD, num_labels=1), tiny_models.tokenizer(), labels=["spam"], multi_label=True
+    )
     (answer,) = found.classify(["the film"])
-    assert answer.best[0][0] == "spam" and 0 < answer.best[0][1] < 1
+    assert answer.best[0].label == answer.best[0].name == "spam" and 0 < answer.best[0].probability < 1
 
 
 def test_a_network_without_classes(tmp_path: Path) -> None:
@@ -183,7 +191,7 @@ def test_fitted_round_trip(fitted: EmbeddingClassifier, tmp_path: Path) -> None:
     assert again.labels == ["film", "plot"] and isinstance(again, EmbeddingClassifier)
     before, after = fitted.classify(texts), again.classify(texts)
     np.testing.assert_allclose(probabilities(before, again.labels), probabilities(after, again.labels), atol=1e-6)
-    assert np.mean([answer.best[0][0] == name for answer, name in zip(after[40:], names[40:])]) > 0.9
+    assert np.mean([answer.best[0].label == name for answer, name in zip(after[40:], names[40:])]) > 0.9
     with safe_open(path, "pt") as file:
         card = json.loads(file.metadata()["card"])
     assert card["results"] == {"accuracy": 1.0} and card["settings"]["max_length"] == 48
@@ -195,7 +203,7 @@ def test_fitted_with_options(fitted: EmbeddingClassifier, tmp_path: Path) -> Non
     path = tmp_path / "head.safetensors"
     fitted.save(path)
     (answer,) = TextClassifier.load(path, max_length=8, overflow="split").classify(["film " * 12])
-    assert answer.tokens == 16 and answer.truncated == 0 and answer.best[0][0] == "film"
+    assert answer.tokens == 16 and answer.truncated == 0 and answer.best[0].label == "film"
     (answer,) = TextClassifier.load(path, embedder=fitted.embedder).classify(["film " * 60])
     assert (answer.tokens, answer.truncated) == (48, 14)
     with pytest.raises(ValueError, match="embedder comes with its own dtype, prune and options"):
@@ -223,7 +231,7 @@ def test_head_whose_network_is_gone(fitted: EmbeddingClassifier, folder: Path, t
     with pytest.raises(ValueError, match=r"head.safetensors was fitted on '.*sentences'"):
         TextClassifier.load(path)
     moved = Embedder.load(tmp_path / "elsewhere")
-    assert TextClassifier.load(path, embedder=moved).classify(["film film film"])[0].best[0][0] == "film"
+    assert TextClassifier.load(path, embedder=moved).classify(["film film film"])[0].best[0].label == "film"
     nameless = TextClassifier.fit(Embedder(tiny_models.bert(), tiny_models.tokenizer()), *topics(10))
     nameless.save(path)
     with pytest.raises(ValueError, match="does not name the network that it was fitted on: give embedder="):
@@ -233,7 +241,7 @@ def test_head_whose_network_is_gone(fitted: EmbeddingClassifier, folder: Path, t
 @pytest.mark.parametrize("change, message", [
     ({"labels": [1, 2]}, "its classifier card cannot be read"),
     ({"settings": 3}, "its classifier card cannot be read"),
-    ({"settings": {"pooled": "mean"}}, "settings must be of .*, got 'pooled'; did you mean pooling"),
+    ({"settings": {"pooled": "mean"}}, "settings must be of .*, got 'pooled'; did you mean 'pooling'"),
     ({"settings": {"pooling": "sum"}}, "pooling must be one of mean, cls, last, got 'sum'"),
     ({"labels": ["a", "b", "c"]}, r"weight must be \[3, 32\] for its embedder, got \[2, 32\]"),
 ])  # fmt: skip
@@ -248,18 +256,18 @@ def test_damaged_heads(change: dict[str, Any], message: str, fitted: EmbeddingCl
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("labels, message", [
-    (["a"] * 4, "labels must name two classes or more, got a"),
-    ([], "labels must name two classes or more, got none"),
-    (["a", "b"], "labels must be one for each text, got 2 for 4 texts"),
-    (["a", "b", None, "a"], r"labels\[2\] must be a str or an int, got NoneType"),
-    (["a", "b", 0.5, "a"], r"labels\[2\] must be a str or an int, got float"),
+@pytest.mark.parametrize("labels, error, message", [
+    (["a"] * 4, ValueError, "labels must name two classes or more, got a"),
+    ([], ValueError, "labels must name two classes or more, got none"),
+    (["a", "b"], ValueError, "labels must be one for each text, got 2 for 4 texts"),
+    (["a", "b", None, "a"], TypeError, r"labels\[2\] must be a str or an int, got NoneType"),
+    (["a", "b", 0.5, "a"], TypeError, r"labels\[2\] must be a str or an int, got float"),
 ])  # fmt: skip
-def test_labels_that_do_not_fit(labels: list[Any], message: str) -> None:
+def test_labels_that_do_not_fit(labels: list[Any], error: type[Exception], message: str) -> None:
     embedder = Embedder(tiny_models.bert(), tiny_models.tokenizer())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         TextClassifier.fit(embedder, ["film"] * 4, labels)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         TextClassifier.fit(embedder, iter(["film"] * 4), iter(labels))
 
 
@@ -272,7 +280,7 @@ def test_sentiment_of_real_sentences(data_dir: Path) -> None:
     texts, labels = [row["sentence"] for row in rows], [row["label"] for row in rows]
     classifier = TextClassifier.fit(Embedder.load(MINILM), texts[:400], labels[:400])
     answers = classifier.classify(texts[400:], top=1)
-    accuracy = np.mean([answer.best[0][0] == label for answer, label in zip(answers, labels[400:])])
+    accuracy = np.mean([answer.best[0].label == label for answer, label in zip(answers, labels[400:])])
     # 200 held out: chance is 0.5 or a little more, with a standard error of 0.035.
     assert len(answers) == 200 and accuracy > 0.68, accuracy
 
@@ -291,5 +299,5 @@ def test_tokens_kept(tmp_path: Path) -> None:
         for text, each in zip(texts, found):
             assert each.kept == (each.tokens if each.tokens < 8 else math.ceil(0.4 * each.tokens - 1e-9))
             (same,) = classifier.stream([text])
-            assert same.kept == each.kept and dict(same.best) == pytest.approx(dict(each.best), abs=1e-5)
+            assert same.kept == each.kept and scores(same) == pytest.approx(scores(each), abs=1e-5)
     assert pruned.dtype == head.dtype == torch.float32

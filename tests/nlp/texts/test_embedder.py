@@ -113,6 +113,27 @@ def test_options_beat_the_files(folder: Path) -> None:
     np.testing.assert_allclose(found.embed(TEXTS[3:5]), again.embed(TEXTS[3:5]), rtol=0, atol=1e-5)
 
 
+def test_loading_in_the_fastest_dtype_with_so_many_threads(folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        found = Embedder.load(folder, dtype="bf16", threads=before + 1)
+        assert found.dtype == torch.bfloat16 and torch.get_num_threads() == before + 1
+        assert Embedder.load(folder).dtype == torch.float32 and torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"threads must be a whole number of at least 1, or None, got {wrong}"):
+            Embedder.load(folder, threads=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="positional"):
+        Embedder.load(folder, "bf16")  # type: ignore[misc]
+
+
+def test_one_text() -> None:
+    embedder = tiny_embedder()
+    one, found = embedder("the film"), embedder.embed(["the film"])
+    assert one.tokens == 4 and np.array_equal(one.vector, found[0])
+
+
 def test_counts() -> None:
     words = " ".join(WORDS * 2)
     n = len(WORDS) * 2
@@ -271,7 +292,6 @@ ARGUMENTS = {
     "positions": ({"max_length": 65}, "max_length must be at most 64, the positions of the network, got 65"),
     "float": ({"max_length": 20.0}, "max_length must be a whole number"),
     "tokens": ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1, got 0"),
-    "prompt": ({"prompt": 3}, "prompt must be a str, got int"),
 }
 
 
@@ -279,6 +299,8 @@ ARGUMENTS = {
 def test_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_embedder(**options)
+    with pytest.raises(TypeError, match="prompt must be a str, got int"):
+        tiny_embedder(prompt=3)
 
 
 def test_a_tokenizer_of_another_network() -> None:

@@ -89,13 +89,13 @@ def test_threads(trisparse: Run, model: Path, cloud: Path) -> None:
 def test_columns_and_format(trisparse: Run, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.dat"
     street()[:, [2, 0, 1]].tofile(path)
-    fails(trisparse("segment", path, "--model", model), "unknown suffix '.dat'")
+    fails(trisparse("segment", path, "--model", model), "unknown suffix '.dat'", code=1)
     result = trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "z x y")
     assert result.exit_code == 0, result.stderr
     assert "820 points" in result.stdout
     assert any(line.split()[:2] == ["unlabelled", "20"] for line in result.stdout.splitlines())
-    fails(trisparse("segment", path, "--model", model, "--format", "bim"), "format must be one of", "'bim'")
-    fails(trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "x y"), "columns must name")
+    fails(trisparse("segment", path, "--model", model, "--format", "bim"), "--format must be one of", "'bim'")
+    fails(trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "x y"), "--columns must name")
 
 
 @pytest.mark.parametrize(("points", "text"), [(0, "0 points, 0 voxels"), (1, "1 points, 1 voxels")])
@@ -115,19 +115,23 @@ def test_points_that_are_not_finite(trisparse: Run, model: Path, tmp_path: Path)
     rows[5, 1] = np.nan
     path = tmp_path / "nan.bin"
     rows.tofile(path)
-    fails(trisparse("segment", path, "--model", model, "-o", tmp_path / "out.ply"), "nan.bin: 1 of 820 points")
+    fails(trisparse("segment", path, "--model", model, "-o", tmp_path / "out.ply"), "nan.bin: 1 of 820 points", code=1)
     assert not (tmp_path / "out.ply").exists()
     result = trisparse("segment", path, "--model", model, "--invalid", "drop")
     assert result.exit_code == 0 and "819 points" in result.stdout
-    fails(trisparse("segment", path, "--model", model, "--invalid", "maybe"), "invalid must be", "'maybe'")
+    fails(
+        trisparse("segment", path, "--model", model, "--invalid", "maybe"),
+        "--invalid must be one of error, drop",
+        "'maybe'",
+    )
 
 
 def test_files_that_are_no_clouds(trisparse: Run, model: Path, tmp_path: Path) -> None:
     fails(trisparse("segment", tmp_path / "absent.bin", "--model", model), "absent.bin: no such file")
     (tmp_path / "picture.pcd").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    fails(trisparse("segment", tmp_path / "picture.pcd", "--model", model), "picture.pcd")
+    fails(trisparse("segment", tmp_path / "picture.pcd", "--model", model), "picture.pcd", code=1)
     (tmp_path / "torn.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 9\n")
-    fails(trisparse("segment", tmp_path / "torn.ply", "--model", model), "torn.ply")
+    fails(trisparse("segment", tmp_path / "torn.ply", "--model", model), "torn.ply", code=1)
     (tmp_path / "none").mkdir()
     fails(trisparse("segment", tmp_path / "none", "--model", model), "no clouds in this folder")
 
@@ -151,7 +155,10 @@ def test_bad_models_and_dtypes(trisparse: Run, model: Path, cloud: Path, tmp_pat
     fails(trisparse("segment", cloud, "--model", "minkunet-99"), "name_or_path must be", "'minkunet-99'")
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     fails(trisparse("segment", cloud, "--model", tmp_path / "w.safetensors"), "is not a safetensors file")
-    fails(trisparse("segment", cloud, "--model", model, "--dtype", "fp8"), "dtype must be one of fp32, bf16, auto")
+    fails(
+        trisparse("segment", cloud, "--model", model, "--dtype", "fp8"),
+        "--dtype must be one of auto, fp32, bf16, got 'fp8'",
+    )
 
 
 def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
@@ -180,7 +187,8 @@ def test_one_failure_of_several_loses_nothing(trisparse: Run, model: Path, cloud
     result = trisparse("segment", cloud, tmp_path / "bad.bin", tmp_path / "other.bin", "-o", out, "--model", model)
     assert result.exit_code == 1
     assert "bad.bin" in result.stderr and "1 of 3 clouds failed" in result.stderr and "Traceback" not in result.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["other.bin.ply", "street.bin.ply"]
+    names = ["other.bin.ply", "street.bin.ply", "trisparse-segment.partial", "trisparse-segment.progress"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
 def test_batches_never_overwrite(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from trisparse.output import sinks
 from trisparse.texts import documents, sources, tables
 from trisparse.texts.reading import Log, Reading
 
@@ -140,9 +141,9 @@ def test_missing_columns(tmp_path: Path, suffix: str) -> None:
         write(tmp_path, path.name, "sentence,label\nx,1\n" if suffix == "csv" else '{"sentence": "x", "label": 1}\n')
     with pytest.raises(ValueError, match=r"no column 'text', it has 'sentence', 'label'; name one with --column"):
         read(path)
-    with pytest.raises(ValueError, match=r"no column 'sentense'.*did you mean --column sentence\?"):
+    with pytest.raises(ValueError, match=r"no column 'sentense'.*did you mean 'sentence'\? Name it with --column"):
         read(path, column="sentense")
-    with pytest.raises(ValueError, match=r"no column 'lable'.*did you mean --id-column label\?"):
+    with pytest.raises(ValueError, match=r"no column 'lable'.*did you mean 'label'\? Name it with --id-column"):
         read(path, column="sentence", id_column="lable")
     assert read(path, column="sentence", id_column="label") == [(0, "x", "1")]
 
@@ -163,7 +164,7 @@ def test_json_lines(tmp_path: Path) -> None:
     "line, words",
     [
         ('{"other": 1}', "no column 'text', it has 'other'"),
-        ("{}", "no column 'text', it has none"),
+        ("{}", "no column 'text', it has no columns"),
         ('{"text": 5}', "'text' holds int, text expected"),
         ('{"text": ["a"]}', "'text' holds list, text expected"),
         ('["text"]', "an object expected, got list"),
@@ -399,7 +400,7 @@ def test_plans_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"reading parquet files needs pyarrow: pip install 'trisparse\[nlp\]'"):
         plan(write(tmp_path, "a.parquet", b""))
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from common_models.errors import ArgumentError
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 5
 
@@ -59,7 +61,11 @@ class Stub:
     @classmethod
     def load(cls, name: str, **options: Any) -> Stub:
         if name == "unknown":
-            raise ValueError("name_or_path must be a folder, a file or one of stub, got 'unknown'; download=True does")
+            raise ArgumentError(
+                "name_or_path",
+                "must be a folder, a file or one of stub, got 'unknown'",
+                ("download=True", "fetches one"),
+            )
         cls.loaded.append({"name": name, **options})
         return cls(options.get("max_length") or 256)
 
@@ -92,8 +98,8 @@ class Stub:
 
 PROGRAM = r"""
 import re, sys, types
-from tests.trisparse.texts import Stub
-from trisparse import texts
+from tests.trisparse.stand_ins import Stub
+from trisparse.texts import run as texts
 Stub.seen = None
 Stub.seconds, texts.FLUSH_SECONDS = {seconds}, {flush}
 for module, name in (("nlp.texts.embedder", "Embedder"), ("nlp.texts.classifier", "TextClassifier")):
