@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pointcloud.io.files import atomic_file
+from common_models.files import replace_atomically
 from pointcloud.points import PointCloud
 
 if TYPE_CHECKING:
@@ -361,6 +360,6 @@ def draw_labels(
     if path is not None:
         from PIL import Image
 
-        with atomic_file(Path(path)) as file:
-            Image.fromarray(image).save(file, format="PNG")
+        with replace_atomically(path) as partial:
+            Image.fromarray(image).save(partial, format="PNG")
     return image
