@@ -54,7 +54,7 @@ from pointcloud.pool import (
     SparseMaxPool3d,
     SparseMaxPool4d,
 )
-from pointcloud.pretrained import list_pretrained, load_pretrained
+from pointcloud.pretrained import ModelCard, list_pretrained, load_pretrained, save_pretrained
 from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.spconv_weights import convert_weight
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
@@ -68,6 +68,7 @@ __all__ = [
     "ConvAlgo",
     "Identity",
     "JoinTable",
+    "ModelCard",
     "PointCloud",
     "PointToVoxel",
     "RemoveGrid",
@@ -124,6 +125,7 @@ __all__ = [
     "pool",
     "read_points",
     "restore",
+    "save_pretrained",
     "sparse_add",
     "voxelize",
     "write_ply",
