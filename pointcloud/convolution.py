@@ -189,7 +189,7 @@ class SparseConvolution(SparseModule):
 
     def _check(self, input: Any) -> None:
         if not isinstance(input, SparseConvTensor):
-            raise ValueError(f"input must be a SparseConvTensor, got {type(input).__name__}")
+            raise TypeError(f"input must be a SparseConvTensor, got {type(input).__name__}")
         if len(input.spatial_shape) != self.ndim:
             raise ValueError(f"input must have {self.ndim} axes, got spatial_shape {input.spatial_shape}")
         if input.features.shape[1] != self.in_channels:

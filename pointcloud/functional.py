@@ -27,7 +27,7 @@ def sparse_add(*tensors: SparseConvTensor) -> SparseConvTensor:
     first = tensors[0]
     for x in tensors:
         if not isinstance(x, SparseConvTensor):
-            raise ValueError(f"sparse_add takes sparse tensors, got {type(x).__name__}")
+            raise TypeError(f"sparse_add takes sparse tensors, got {type(x).__name__}")
         if (x.spatial_shape, x.batch_size, x.features.shape[1], x.features.device) != (
             first.spatial_shape,
             first.batch_size,

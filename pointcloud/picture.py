@@ -281,7 +281,7 @@ def _boxes(views: tuple[str, ...], aspect: float) -> dict[str, _Box]:
 
 def _as_array(values: Tensor | Array, name: str) -> Array:
     if not isinstance(values, Tensor | np.ndarray):
-        raise ValueError(f"{name} must be a tensor or an array, got {type(values).__name__}")
+        raise TypeError(f"{name} must be a tensor or an array, got {type(values).__name__}")
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
