@@ -171,7 +171,8 @@ class SparseConvolution(SparseModule):
             residual: [M, out_channels], likewise, in the order of the output rows.
 
         Raises:
-            ValueError: a wrong type, dtype, channel count or dimension; an indice_key that is unknown or stands for
+            TypeError: an input that is no SparseConvTensor.
+            ValueError: a wrong dtype, channel count or dimension; an indice_key that is unknown or stands for
                 another map; coordinates outside of the grid, or repeated ones.
         """
         self._check(input)

@@ -78,6 +78,7 @@ class Coordinates:
         batch_size: number of samples.
 
     Raises:
+        TypeError: indices that are no tensor.
         ValueError: a wrong dtype or shape, or a grid beyond 64-bit keys. Coordinates outside of the grid and repeated
             ones are found with the first map, or by `check`.
     """

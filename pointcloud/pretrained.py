@@ -126,7 +126,7 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str], card: ModelC
     for key in [*expected, *state]:
         if key not in expected or key not in state or expected[key].shape != state[key].shape:
             of_card, of_model = (
-                list(tensors[key].shape) if key in tensors else "none" for tensors in (expected, state)
+                list(tensors[key].shape) if key in tensors else "missing" for tensors in (expected, state)
             )
             raise ValueError(
                 f"model must have the tensors of the {card.architecture} that its card builds, got {key} {of_model} "

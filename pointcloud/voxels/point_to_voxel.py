@@ -101,6 +101,7 @@ class PointToVoxel:
             num_per_voxel int32 [M], and the voxel of each point int64 [N], -1 for a point dropped.
 
         Raises:
+            TypeError: points that are no tensor.
             ValueError: wrong dtype, shape or device, or a coordinate that is not finite.
         """
         c, limit = self.num_point_features, self.max_num_points_per_voxel
