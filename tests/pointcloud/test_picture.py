@@ -133,6 +133,8 @@ def test_bad_input(tmp_path: Path) -> None:
     xyz, labels = torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels must be given"):
         draw_labels(PointCloud(xyz))
+    with pytest.raises(TypeError, match="labels must be a tensor or an array, got list"):
+        draw_labels(xyz, [0] * 5)  # type: ignore[arg-type]
     for bad in (labels[:4], labels.float(), labels[:, None]):
         with pytest.raises(ValueError, match=r"labels must be integers \[N\] with N = 5"):
             draw_labels(xyz, bad)
