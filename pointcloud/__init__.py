@@ -1,10 +1,9 @@
 """Sparse convolution on point clouds, with spconv's names: `import pointcloud as spconv` runs existing model code."""
 
 from common_models.acceleration import restore
-from common_models.agreement import Agreement
 from pointcloud import conv, functional, models, modules, pool
 from pointcloud.accelerate import Acceleration, accelerate
-from pointcloud.agreement import compare
+from pointcloud.agreement import Agreement, compare
 from pointcloud.conv import (
     SparseConv1d,
     SparseConv2d,

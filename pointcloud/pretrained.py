@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from common_models import cards, pretrained
+from common_models import cards
+from common_models.names import did_you_mean
+from common_models.pretrained import (
+    check_saveable,
+    list_weights,
+    load_fitting,
+    locate,
+    read_card,
+    read_state,
+    refuse_download,
+    round_like_saved,
+    write_weights,
+)
 from pointcloud.models import MinkUNet
 
-DOMAIN = "pointcloud"
+__all__ = ["ModelCard", "list_pretrained", "load_pretrained", "round_like_saved", "save_pretrained"]
+
 WEIGHTS = Path(__file__).parent / "weights"
-ARCHITECTURES: dict[str, type[nn.Module]] = {"MinkUNet": MinkUNet}
+ARCHITECTURES = {"MinkUNet": MinkUNet}
+_DOMAIN = "pointcloud"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +37,30 @@ class ModelCard(cards.ModelCard):
     """What a weights file says of itself.
 
     Attributes:
-        arguments: of the network class.
+        arguments: arguments of the network class.
         class_names: meaning of the logits.
         voxel_size: metres.
     """
 
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any]
     class_names: tuple[str, ...]
     voxel_size: float
 
     def build(self) -> nn.Module:
-        """The network without its weights."""
+        """The network without its weights.
+
+        Raises:
+            ValueError: an unknown architecture.
+        """
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+            hint = did_you_mean(str(self.architecture), ARCHITECTURES)
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}{hint}")
         return ARCHITECTURES[self.architecture](**self.arguments)
 
 
 def list_pretrained() -> list[str]:
     """Names that `load_pretrained` knows."""
-    return pretrained.list_weights(WEIGHTS)
+    return list_weights(WEIGHTS)
 
 
 def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = False) -> nn.Module:
@@ -49,46 +68,29 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
 
     Args:
         name_or_path: a name of `list_pretrained()`, or a `.safetensors` file written by `save_pretrained`.
-        download: must be False: all networks of this package are files.
+        download: must be False: no network of this package is fetched from elsewhere.
 
     Raises:
         ValueError: an unknown name, or a file that is not such a file or whose tensors do not fit its card.
-        ImportError: safetensors is not installed.
     """
-    pretrained.refuse_download(download)
-    path = pretrained.locate(name_or_path, WEIGHTS)
-    stated = pretrained.read_card(path, DOMAIN)
-    if stated is None:
-        raise ValueError(f"{path} holds no model card: expected a file written by save_pretrained")
-    card = _card(path, stated)
+    refuse_download(download)
+    path = locate(name_or_path, WEIGHTS)
+    card = _read_card(path)
     try:
         # Without memory: what the card asks for must be what the file holds before any of it is allocated.
         with torch.device("meta"):
             model = card.build()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: no {card.architecture} can be built from its card: {error}") from error
-    pretrained.load_fitting(path, pretrained.read_state(path), model)
+    load_fitting(path, read_state(path), model)
     model.card = card  # type: ignore[assignment]
     return model.eval()
 
 
-def save_pretrained(model: nn.Module, path: str | os.PathLike[str], card: ModelCard | None = None) -> None:
-    """Write weights and card; matrices in fp16, everything else as it is. The file appears whole or not at all.
-
-    Args:
-        card: by default the one that the network carries as attribute `card`.
-
-    Raises:
-        TypeError: a card that is not a ModelCard of this package.
-        ValueError: an accelerated network, one without a card, or a weight beyond the range of fp16.
-        ImportError: safetensors is not installed.
-    """
-    pretrained.check_saveable(model)
-    card = pretrained.card_of(model, card, ModelCard)
-    pretrained.write_weights(path, model.state_dict(), asdict(card), DOMAIN)
-
-
-def _card(path: Path, stated: dict[str, Any]) -> ModelCard:
+def _read_card(path: Path) -> ModelCard:
+    stated = read_card(path, _DOMAIN)
+    if stated is None:
+        raise ValueError(f"{path} holds no model card: expected a file written by save_pretrained")
     try:
         card = ModelCard(**{**stated, "class_names": tuple(stated["class_names"])})
     except (TypeError, KeyError, ValueError) as error:
@@ -99,3 +101,35 @@ def _card(path: Path, stated: dict[str, Any]) -> ModelCard:
     if isinstance(card.voxel_size, bool) or not isinstance(card.voxel_size, (int, float)) or not card.voxel_size > 0:
         raise ValueError(f"{path}: voxel_size in its card must be metres above 0, got {card.voxel_size!r}")
     return card
+
+
+def save_pretrained(model: nn.Module, path: str | os.PathLike[str], card: ModelCard | None = None) -> None:
+    """Write weights and card; matrices in fp16, everything else as it is. The file appears whole or not at all.
+
+    Args:
+        card: by default the model's attribute `card`, as `load_pretrained` gives it.
+
+    Raises:
+        TypeError: a card that is no ModelCard, or that is not made of JSON's values.
+        ValueError: an accelerated network, no card at all, tensors that are not those of the network that the card
+            builds, or a weight beyond the range of fp16.
+    """
+    check_saveable(model)
+    card = getattr(model, "card", None) if card is None else card
+    if card is None:
+        raise ValueError("card must be given for a model without the attribute `card`, which load_pretrained sets")
+    if not isinstance(card, ModelCard):
+        raise TypeError(f"card must be a pointcloud.ModelCard, got {type(card).__name__}")
+    state = model.state_dict()
+    with torch.device("meta"):
+        expected = card.build().state_dict()
+    for key in [*expected, *state]:
+        if key not in expected or key not in state or expected[key].shape != state[key].shape:
+            of_card, of_model = (
+                list(tensors[key].shape) if key in tensors else "missing" for tensors in (expected, state)
+            )
+            raise ValueError(
+                f"model must have the tensors of the {card.architecture} that its card builds, got {key} {of_model} "
+                f"instead of {of_card}: the file could not be read again"
+            )
+    write_weights(path, state, asdict(card), _DOMAIN)

@@ -16,7 +16,8 @@ from pointcloud.io.raw import KITTI, NUSCENES, read_labels, read_raw
 from pointcloud.io.text import read_text
 from pointcloud.points import PointCloud
 
-_SUFFIXES = {
+# Endings of file names that tell the format, the longer ones first.
+SUFFIXES = {
     ".pcd.bin": "nuscenes", ".bin": "bin", ".pcd": "pcd", ".ply": "ply", ".las": "las", ".laz": "las",
     ".npy": "npy", ".npz": "npz", ".txt": "text", ".xyz": "text", ".csv": "text", ".pts": "text",
 }  # fmt: skip
@@ -35,11 +36,11 @@ _NAMED: dict[str, Callable[[Path], Columns]] = {"pcd": read_pcd, "ply": read_ply
 
 
 def _format_of(path: Path) -> str:
-    for suffix, name in _SUFFIXES.items():
+    for suffix, name in SUFFIXES.items():
         if path.name.lower().endswith(suffix):
             return name
     raise ValueError(
-        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(_SUFFIXES)}, "
+        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(SUFFIXES)}, "
         f"or pass format= ({', '.join(FORMATS)})"
     )
 

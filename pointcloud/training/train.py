@@ -1,8 +1,7 @@
-"""The training loop and the held-out measurement."""
+"""The training loop, which can be stopped and continued, and the held-out measurement."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 
 from common_models import checkpoints
 from common_models.checkpoints import shown
-from common_models.pretrained import round_like_saved
 from pointcloud.models import MinkUNet
-from pointcloud.pretrained import ModelCard
+from pointcloud.pretrained import ModelCard, round_like_saved
 from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
 from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
 from pointcloud.training.augment import augment
@@ -28,18 +26,19 @@ from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
 
-# A stopped training loses no more than so many steps.
-CHECKPOINT_STEPS = 50
+# Steps between two checkpoints: some minutes of training.
+CHECKPOINT_EVERY = 100
 
 
-def train(recipe: Recipe, progress: bool = True, checkpoint: Path | None = None) -> tuple[nn.Module, ModelCard]:
+def train(recipe: Recipe, *, checkpoint: Path | None = None, progress: bool = True) -> tuple[nn.Module, ModelCard]:
     """A network trained by the recipe, in evaluation mode, and its card with the held-out results.
 
     Args:
-        checkpoint: written every CHECKPOINT_STEPS steps; where it exists, training goes on from it, to the same end.
+        checkpoint: a file written every CHECKPOINT_EVERY steps and at the end; where it exists, training goes on from
+            it, to the same network.
 
     Raises:
-        ValueError: the checkpoint is of another recipe, or no checkpoint.
+        ValueError: a checkpoint of another recipe, or a file that is no checkpoint.
     """
     torch.manual_seed(recipe.seed)
     arguments: dict[str, Any] = {
@@ -50,21 +49,20 @@ def train(recipe: Recipe, progress: bool = True, checkpoint: Path | None = None)
     }
     model = MinkUNet(**arguments)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    run, first = {"recipe": _as_json(recipe)}, 0
+    run = {"recipe": asdict(recipe)}
+    first = 0
     if checkpoint is not None and checkpoint.exists():
         first = checkpoints.resume(checkpoint, run, model, optimizer)
     simulated = _simulate(recipe, recipe.train_sweeps, 0)
     sweeps = list(shown(simulated, "simulating", recipe.train_sweeps, progress, unit="sweep"))
     weights = class_weights(sweeps)
     generator = np.random.default_rng([recipe.seed, 7])
-    # What was seen before the stop is drawn again and passed over: the generator must stand where it stood.
+    # The batches of the steps that are done are drawn again, so that the generator stands where it stood.
     batches = islice(_batches(sweeps, recipe, generator), first, None)
     bar = shown(batches, "training", recipe.steps, progress, first)
     model.train()
     for step, batch in enumerate(bar, first):
         xyz, bright, labels, batch_index = batch
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * learning_rate(step, recipe.steps)
         voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, bright, batch_index, recipe.batch_size)
         truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
         logits = model(voxels)
@@ -72,11 +70,14 @@ def train(recipe: Recipe, progress: bool = True, checkpoint: Path | None = None)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * learning_rate(step, recipe.steps)
         optimizer.step()
+        done = step + 1
+        if checkpoint is not None and (done % CHECKPOINT_EVERY == 0 or done == recipe.steps):
+            checkpoints.write(checkpoint, run, done, model, optimizer)
         if progress and step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{(logits.argmax(1) == truth).float().mean():.3f}")
-        if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0:
-            checkpoints.write(checkpoint, run, step + 1, model, optimizer)
     model.eval()
     round_like_saved(model)
     card = ModelCard(
@@ -86,21 +87,21 @@ def train(recipe: Recipe, progress: bool = True, checkpoint: Path | None = None)
         class_names=CLASSES,
         voxel_size=recipe.voxel_size,
         recipe=asdict(recipe),
-        results=evaluate(model, recipe, progress),
+        results=evaluate(model, recipe, progress=progress),
     )
     return model, card
 
 
-def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[str, object]:
+def evaluate(model: nn.Module, recipe: Recipe, *, progress: bool = True) -> dict[str, object]:
     """IoU per class and mean, over the points of the held-out sweeps beyond the segmenter's `min_range`.
 
     In all, and by sensor. Nearer points belong to the carrier and are left without a label.
     """
-    segmenter = Segmenter(model, recipe.voxel_size, CLASSES)
+    segmenter = Segmenter(model, voxel_size=recipe.voxel_size, class_names=CLASSES)
     total = Confusion(len(CLASSES))
     by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
     sweeps = _simulate(recipe, recipe.test_sweeps, recipe.first_test_seed)
-    for i, sweep in enumerate(shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
+    for i, sweep in enumerate(shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress, unit="sweep")):
         cloud = sweep.to_cloud()
         prediction = segmenter(cloud).labels
         truth = torch.where(cloud.xyz.norm(dim=1) < segmenter.min_range, -1, cloud.labels)
@@ -118,12 +119,6 @@ def learning_rate(step: int, steps: int) -> float:
     """Factor on the learning rate: a tenth of the steps of linear warm-up, then half a cosine to zero."""
     warm_up = max(1, steps // 10)
     return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
-
-
-def _as_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a checkpoint gives it back: lists for tuples."""
-    as_read: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return as_read
 
 
 def class_weights(sweeps: list[Sweep]) -> Tensor:
