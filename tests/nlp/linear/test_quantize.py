@@ -182,6 +182,18 @@ def test_padding_does_not_count(bert: nn.Module) -> None:
     )
 
 
+def test_what_cannot_be_replaced_without_a_change_stays(transformers: Any) -> None:
+    model = transformers.BertModel(transformers.BertConfig(**SMALL)).eval()
+    layer = model.encoder.layer[0]
+    layer.attention.self.query.register_full_backward_hook(lambda *_: None)
+    torch.nn.utils.parametrizations.weight_norm(layer.attention.self.key)
+    value = layer.attention.self.value
+    value.forward = lambda x: torch.nn.functional.linear(x, value.weight, value.bias) * 2
+    report: Any = quantize(model, _sample(), min_cosine=-1).quantized
+    assert set(report.skipped) == {f"encoder.layer.0.attention.self.{name}" for name in ("query", "key", "value")}
+    assert "encoder.layer.0.intermediate.dense" in report.layers
+
+
 def test_ties_and_hooks_stay(transformers: Any) -> None:
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL)).eval()
     calls = []
