@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.video.failing import fail_after_writing
 from tests.video.skip_frames import PREPARE, FakeReader, LevelNetwork, video
 from video.preprocess import Preprocess
 from video.skip import (
@@ -198,6 +199,16 @@ def test_a_saved_gate_keeps_its_settings(tmp_path: Path) -> None:
         again = LearnedGate.load(tmp_path / "gate.safetensors")
         assert (again.threshold, again.max_staleness, again.scene_cut, again.back_off) == (0.25, 9, 30.0, back_off)
         assert all(np.array_equal(again.weights[name], value) for name, value in gate.weights.items())
+
+
+def test_a_failing_write_leaves_the_old_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gate.safetensors"
+    gate = LearnedGate(train([observe(LevelNetwork(), wandering(120), PREPARE)]), 0.25)
+    gate.save(path)
+    fail_after_writing(monkeypatch, "video.skip.gate.save_file", 1)
+    with pytest.raises(OSError, match="disk full"):
+        replace(gate, threshold=0.5).save(path)
+    assert list(tmp_path.iterdir()) == [path] and LearnedGate.load(path).threshold == 0.25
 
 
 def test_the_gate_refuses_other_weights(tmp_path: Path) -> None:
