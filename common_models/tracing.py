@@ -1,4 +1,4 @@
-"""What one forward pass of a network of images computes from what: its operations, and the modules in which they ran."""
+"""What a network of images computes from what in one forward pass: operations, and the modules in which they ran."""
 
 from __future__ import annotations
 
