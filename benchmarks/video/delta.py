@@ -113,5 +113,5 @@ def _ours(
     inputs = frames().to(device)
     fast = delta.accelerate(model.to(device), threshold=THRESHOLD, dtype=DTYPES[dtype], example=inputs[:1])
     if calibrated:
-        fast = delta.calibrate(fast, inputs, MAX_FLIPS).network
+        fast = delta.calibrate(fast, inputs, max_drop=MAX_FLIPS).accelerate()
     return lambda: fast(inputs).argmax(1)

@@ -203,9 +203,9 @@ class DeltaNetwork(nn.Module):
         self.trace = [work for work in trace if work is not None]
         return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)
 
-    def variant(self, threshold: Threshold, adapt: bool) -> DeltaNetwork:
+    def variant(self, threshold: Threshold, adapt: bool, frame_threshold: float | None = None) -> DeltaNetwork:
         """The network with another threshold and policy. Plans and typical sizes are shared, not made anew."""
-        network = DeltaNetwork(self.model, threshold, self.dtype, None, adapt)
+        network = DeltaNetwork(self.model, threshold, self.dtype, frame_threshold, adapt)
         network.scales, network._plans, network._costs = self.scales, self._plans, self._costs
         return network
 
