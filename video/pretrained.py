@@ -194,7 +194,7 @@ def _read_card(path: Path) -> ModelCard | None:
     if stated is None:
         return None
     try:
-        tuples = {key: tuple(stated[key]) for key in ("class_names", "mean", "std") if key in stated}
+        tuples: dict[str, Any] = {key: tuple(stated[key]) for key in ("class_names", "mean", "std") if key in stated}
         card = ModelCard(**{**stated, **tuples})
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: its model card cannot be read: {error}") from error
