@@ -147,10 +147,13 @@ class RecentMean:
         return mean, StreamState({"recent": recent}, state.frames + 1)
 
 
-def shift_names(model: nn.Module) -> dict[TemporalShift, str]:
+def shift_names(model: nn.Module) -> dict[nn.Module, str]:
     """The temporal shifts of a network by the names of their places; raises where one reads the future."""
-    names = {module: name or "shift" for name, module in model.named_modules() if isinstance(module, TemporalShift)}
-    for module, name in names.items():
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, TemporalShift):
+            continue
+        names[module] = name = name or "shift"
         if module.direction != "past":
             raise ValueError(
                 f"{name} shifts in direction {module.direction!r}: a live network cannot read the frame to come, and "

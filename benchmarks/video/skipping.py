@@ -167,7 +167,7 @@ def best_policy(seen: Observation, careful: bool = False) -> tuple[Policy, str]:
     Those that hold on held-out frames too go first. For other footage (careful) only they count, and none that was
     trained on the frames that calibrate it. Where nothing gains, every frame is computed.
     """
-    from video.skip import EveryNth, LearnedGate, LumaDifference, NothingToGainError
+    from video.skip import EveryNth, LearnedGate, LumaDifference
     from video.skip.calibration import search
     from video.skip.gate import train
 
@@ -180,13 +180,10 @@ def best_policy(seen: Observation, careful: bool = False) -> tuple[Policy, str]:
         except ValueError:  # the answer never changes: the others will do
             pass
         for policy in policies:
-            try:
-                chosen, report = search(policy, [one], MAX_FLIPS)
-            except NothingToGainError:
-                continue
-            if report.ok or not careful:
-                found.append((chosen, report, skip))
+            report = search(policy, [one], max_drop=MAX_FLIPS)
+            if report.gains and (report.ok or not careful):
+                found.append((report, skip))
     if not found:
         return EveryNth(1), "none"
-    policy, _, skip = min(found, key=lambda one: (not one[1].ok, one[1].fitted.computed))
-    return policy, skip
+    report, skip = min(found, key=lambda one: (not one[0].ok, one[0].fitted.computed))
+    return report.policy, skip
