@@ -92,7 +92,7 @@ def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
                         cloud, seconds = read(job, options)
                     except (ValueError, OSError) as error:
                         failed += 1
-                        terminal.complain(error)
+                        terminal.complain(error, debug=options.debug)
                         continue
                     if segmenter is None:  # a file that cannot be read should not wait for the network
                         segmenter = load_segmenter(options.model, options.dtype)

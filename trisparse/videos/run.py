@@ -64,7 +64,7 @@ def run(sources: Sequence[Source], options: VideoOptions) -> int:
                 failed += not _draw(summary, pictures.get(source), classifier)
             except (ValueError, OSError) as error:
                 failed += 1
-                terminal.complain(error)
+                terminal.complain(error, debug=options.debug)
                 if journal is not None:
                     journal.write([{"video": source.place, "error": terminal.one_line(error)}])
             except KeyboardInterrupt:

@@ -169,6 +169,9 @@ def test_bad_models_and_dtypes(trisparse: Run, model: Path, cloud: Path, tmp_pat
 def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
     result = trisparse("segment", tmp_path / "absent.bin", "--model", model, "--debug")
     assert result.exit_code == 2 and "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+    (tmp_path / "bad.bin").write_bytes(b"seven b")
+    result = trisparse("segment", tmp_path / "bad.bin", "--model", model, "--debug")
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "ValueError" in result.stderr
 
 
 def test_a_folder(trisparse: Run, model: Path, tmp_path: Path) -> None:
