@@ -30,6 +30,7 @@ AOT = $(PYTEST) -q $(PYTEST_ARGS) -m aot
 # Compilation writes to a file while the values are tested, and is shown after them; either failing fails the target.
 define BOTH
 $(AOT) > $(VENV)/aot.log 2>&1 & aot=$$!; trap "kill $$aot 2> /dev/null" EXIT; \
+trap "kill $$aot 2> /dev/null; exit 130" INT TERM; \
 $(VALUES) $(1); values=$$?; \
 wait $$aot; compiled=$$?; cat $(VENV)/aot.log; \
 test $$values -eq 0 && test $$compiled -eq 0

@@ -171,8 +171,8 @@ def availability() -> dict[str, bool]:
     }
 
 
-# From how many rows on a weight is compared whole in each call: that takes less than 1 % of such a product.
-_ROWS_OF_A_WHOLE_CHECK = 8192
+# From how many rows on a weight is compared whole in each call: that takes less than 1 % of such a product in bf16.
+_ROWS_OF_A_WHOLE_CHECK = 16384
 # Turns (of 2 KiB) up to which it is compared whole for any number of rows.
 _FEW_TURNS = 8
 
@@ -210,11 +210,11 @@ class PackedWeight(Generic[T]):
 
     torch does not count edits through ``weight.data``, through ``weight.numpy()`` or by fused optimisers, and counts
     nothing for weights made in inference mode. The form therefore carries checksums of the weight's bytes. A weight
-    made in inference mode is compared whole in every call; so is any weight of at most 16 KiB, or that multiplies 8192
+    made in inference mode is compared whole in every call; so is any weight of at most 16 KiB, or that multiplies 16384
     rows or more. A larger weight is compared in turns of 2 KiB, each spread over the whole weight, one or more in a
     call: an edit of the whole weight is noticed in the next call, that of a single number after at most as many calls
-    as the weight has turns, or 8192 / rows if that is less. To be sure at once, call `drop`, which a `PackedModule`
-    does in ``train()``, ``eval()``, ``to(...)`` and ``load_state_dict``. The check takes less than 1 % of a product.
+    as the weight has turns, or 16384 / rows if that is less. To be sure at once, call `drop`, which a `PackedModule`
+    does in ``train()``, ``eval()``, ``to(...)`` and ``load_state_dict``. The check takes some 1 % of a product.
 
     Copies and pickles are empty: what they belong to has a weight of its own.
     """

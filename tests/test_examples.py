@@ -74,9 +74,12 @@ def test_skip_frames(run: Run) -> None:
     assert len(done) == 60 and done[0] == "#" and done[1:30].count("#") == 0 and done[30:].count("#") >= 25
 
 
-def test_skip_frames_of_a_file(run: Run, real_clips: dict[str, Path]) -> None:
+def test_skip_frames_of_a_file(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("av")
-    assert "frames=" in run("skip_frames", str(real_clips["carphone_distorted"]))
+    from tests.video.clips import texture, write_clip
+
+    clip = write_clip(tmp_path / "clip.mp4", [texture(0)] * 6 + [texture(9)] * 2)
+    assert run("skip_frames", str(clip)).split()[0] == "#.....#."
 
 
 @pytest.mark.parametrize("name", ["embed_texts", "prune_and_calibrate"])
@@ -95,8 +98,9 @@ def test_embed_texts(run: Run, minilm: None) -> None:
 
 def test_prune_and_calibrate(run: Run, minilm: None) -> None:
     out = run("prune_and_calibrate")
-    assert "50% of tokens kept" in out
-    assert "10 texts" in out
+    assert "50% of tokens kept" in out and "asked for: 1 - cosine of at most 0.1000" in out
+    # On a busy machine no time may be won.
+    assert "10 texts that were not searched on" in out or "nothing gains" in out
 
 
 @pytest.fixture

@@ -196,12 +196,12 @@ def test_many_rows_compare_the_whole_weight() -> None:
     weight = nn.Parameter(torch.randn(300, 300))
     for at in range(0, 300, 37):
         packed: PackedWeight[Tensor] = PackedWeight()
-        packed.get(weight, torch.clone, rows=8192)
+        packed.get(weight, torch.clone, rows=16384)
         weight.data[at, 2] += 1
         assert packed.current(weight) is None
         packed.get(weight, torch.clone)
         weight.data[at, 2] += 1
-        assert packed.current(weight, rows=8192) is None
+        assert packed.current(weight, rows=16384) is None
 
 
 @pytest.mark.parametrize("view", [lambda w: w[:, ::2], lambda w: w.t(), lambda w: w[1:, 1:], lambda w: w[:0]])
