@@ -348,3 +348,36 @@ def test_told_to_end(trisparse: Run, model: Path, tmp_path: Path) -> None:
     again = trisparse(*command)
     assert again.exit_code == 0 and f"{done} of 40 clouds were done before" in again.stdout, again.output
     assert len(list(out.iterdir())) == 40
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("too far apart"), 1, "1 of 3 clouds failed; the others are done"),
+        (OSError(28, "No space left on device"), 2, "Run the same command again to continue (1 of 3 clouds are done)."),
+    ],
+    ids=["labelling", "writing"],
+)
+def test_what_goes_wrong_after_reading(
+    trisparse: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: int,
+    words: str,
+) -> None:
+    label, out = clouds.label, tmp_path / "out"
+
+    def wrong(*arguments: Any) -> Any:
+        if arguments[3].source.name == "1.bin":
+            raise error
+        return label(*arguments)
+
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    with monkeypatch.context() as patch:
+        patch.setattr(clouds, "label", wrong)
+        result = trisparse(*command)
+    assert result.exit_code == code and words in result.stderr, result.output
+    assert trisparse(*command).exit_code == 0
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
