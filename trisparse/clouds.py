@@ -108,7 +108,10 @@ def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
         if progress is not None and not failed:
             with stop.later():
                 progress.discard()
-    retry = "; the others are done: once these are put right, run the same command again" if progress and done else ""
+    retry = ""
+    if progress is not None and done:
+        again = "without --overwrite" if options.overwrite else "again"
+        retry = f". The others are done: correct the failed ones, then run the same command {again}."
     terminal.tell_failures(failed, len(jobs), "clouds", retry)
     return failed
 

@@ -304,7 +304,7 @@ def test_a_failed_cloud_that_was_put_right_is_done_alone(
     command = ["segment", folder, "-o", out, "--model", model]
     seen = stopped_at(monkeypatch, "none")
     result = trisparse(*command)
-    assert result.exit_code == 1 and "1 of 3 clouds failed; the others are done" in result.stderr, result.output
+    assert result.exit_code == 1 and "1 of 3 clouds failed. The others are done" in result.stderr, result.output
     street(seed=1).tofile(folder / "1.bin")
     assert trisparse(*command).exit_code == 0
     assert seen == ["0.bin", "2.bin", "1.bin"]
@@ -353,7 +353,7 @@ def test_told_to_end(trisparse: Run, model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (ValueError("too far apart"), 1, "1 of 3 clouds failed; the others are done"),
+        (ValueError("too far apart"), 1, "1 of 3 clouds failed. The others are done"),
         (OSError(28, "No space left on device"), 2, "Run the same command again to continue (1 of 3 clouds are done)."),
     ],
     ids=["labelling", "writing"],
