@@ -22,9 +22,9 @@ class Spool:
     """A file that is appended to, with marks that say how far the work has come.
 
     Pieces gather in `<path>.partial`; `<path>.progress` holds the settings and a line for each mark. A run that finds
-    the two cuts off what came after the last mark and continues from there. `finish` makes the result of the pieces under
-    its own name; until then an older file of that name stays. Where an error ends the work, both files stay for the
-    next run, unless nothing was written yet.
+    the two cuts off what came after the last mark and continues from there. `finish` makes the result of the pieces
+    under its own name; until then an older file of that name stays. Where an error ends the work, both files stay for
+    the next run, unless nothing was written yet.
 
     Args:
         settings: whatever the pieces depend on, as JSON. An unfinished run with other settings is not continued.
