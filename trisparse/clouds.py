@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,35 +85,55 @@ def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
         if not finished and not options.overwrite:
             check_new(target for job in jobs for target in job.targets)
         done = len(jobs) - len(left)
-        segmenter: Segmenter | None = None
-        with stopping() as stop:
-            try:
-                for job in left:
-                    try:
-                        cloud, seconds = read(job, options)
-                    except (ValueError, OSError) as error:
-                        failed += 1
-                        terminal.complain(error)
-                        continue
-                    if segmenter is None:  # a file that cannot be read should not wait for the network
-                        segmenter = load_segmenter(options.model, options.dtype)
-                    result = label(cloud, seconds, segmenter, job)
-                    done += 1
-                    if progress is not None:
-                        with stop.later():
-                            progress.set_mark({"cloud": str(job.source)})
-                    _tell(result, job, segmenter, jobs)
-            except KeyboardInterrupt:
-                kept = progress is not None and done
+        # A file that cannot be read should not wait for the network.
+        segmenter = functools.cache(lambda: load_segmenter(options.model, options.dtype))
+        stop = stack.enter_context(stopping())
+        try:
+            for job in left:
+                result = _attempt(job, options, segmenter)
+                if result is None:
+                    failed += 1
+                    continue
+                done += 1
+                if progress is not None:
+                    with stop.later():
+                        progress.set_mark({"cloud": str(job.source)})
+                _tell(result, job, segmenter(), jobs)
+        except (KeyboardInterrupt, OSError) as error:
+            kept = progress is not None and done > 0
+            if kept or isinstance(error, KeyboardInterrupt):
                 words = f"{done} of {len(jobs)} clouds are done" if kept else None
                 print(f"\n{stopped(words, options.overwrite)}", file=sys.stderr)
-                raise
-            if progress is not None and not failed:
-                with stop.later():
-                    progress.discard()
-    retry = "; the others are done: once these are put right, run the same command again" if progress and done else ""
+            raise
+        if progress is not None and not failed:
+            with stop.later():
+                progress.discard()
+    retry = ""
+    if progress is not None and done:
+        again = "without --overwrite" if options.overwrite else "again"
+        retry = f". The others are done: correct the failed ones, then run the same command {again}."
     terminal.tell_failures(failed, len(jobs), "clouds", retry)
     return failed
+
+
+def _attempt(job: Job, options: SegmentOptions, segmenter: Callable[[], Segmenter]) -> Result | None:
+    """The labelled cloud, its files written; None where that failed by the cloud's own fault, which is then reported.
+
+    Raises:
+        ValueError: the network cannot be loaded.
+        OSError: the results cannot be written.
+    """
+    try:
+        cloud, seconds = read(job, options)
+    except (ValueError, OSError) as error:
+        terminal.complain(error, debug=options.debug)
+        return None
+    network = segmenter()
+    try:
+        return label(cloud, seconds, network, job)
+    except ValueError as error:
+        terminal.complain(error, debug=options.debug)
+        return None
 
 
 def _progress(jobs: Sequence[Job], options: SegmentOptions, stack: ExitStack) -> Spool | None:

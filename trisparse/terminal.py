@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 
@@ -28,10 +29,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def complain(problem: BaseException | str, kind: str = "error") -> None:
-    """`trisparse: error: ...` on stderr, above a progress bar where one is shown."""
+def complain(problem: BaseException | str, kind: str = "error", debug: bool = False) -> None:
+    """`trisparse: error: ...` on stderr, above a progress bar where one is shown; with `debug` after the traceback."""
     from tqdm import tqdm
 
+    if debug and isinstance(problem, BaseException):
+        tqdm.write("".join(traceback.format_exception(problem)), file=sys.stderr, end="")
     message = problem if isinstance(problem, str) else one_line(problem)
     tqdm.write(f"trisparse: {kind}: {message}", file=sys.stderr)
     sys.stderr.flush()

@@ -7,7 +7,6 @@ on (wrong options, an unknown model, an unusable output), 130 where it was stopp
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -101,9 +100,7 @@ def errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        if debug:
-            traceback.print_exception(error)
-        terminal.complain(error)
+        terminal.complain(error, debug=debug)
         raise typer.Exit(2) from None
 
 

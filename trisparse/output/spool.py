@@ -22,9 +22,9 @@ class Spool:
     """A file that is appended to, with marks that say how far the work has come.
 
     Pieces gather in `<path>.partial`; `<path>.progress` holds the settings and a line for each mark. A run that finds
-    the two cuts off what came after the last mark and goes on from there. `finish` makes the result of the pieces under
-    its own name; until then an older file of that name stays. Where an error ends the work, both files stay for the
-    next run, unless nothing was written yet.
+    the two cuts off what came after the last mark and continues from there. `finish` makes the result of the pieces
+    under its own name; until then an older file of that name stays. Where an error ends the work, both files stay for
+    the next run, unless nothing was written yet.
 
     Args:
         settings: whatever the pieces depend on, as JSON. An unfinished run with other settings is not continued.
@@ -126,7 +126,7 @@ class Spool:
         self.set_mark(mark)
 
     def write(self, piece: bytes) -> None:
-        """Add a piece. It stays where this run ends, but a run that goes on cuts it off unless a mark follows."""
+        """Add a piece. It stays where this run ends, but the run that continues cuts it off unless a mark follows."""
         self._unmarked = True
         self._add(piece)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nlp.prune import Policy
     from trisparse.commands.text_options import TextOptions
 
+# What arguments of the networks are called on the command line.
+OPTIONS: Mapping[str, str] = {"name_or_path": "--model", "model": "--model", "max_length": "--max-length"}
+
 
 class Model(Protocol):
     """What answers texts, in their order."""
@@ -147,7 +150,3 @@ class TextJob(ABC):
             if policy is not None and error.argument in {"prune", type(policy).__name__, *vars(policy)}:
                 raise ValueError(f"--prune {self._prune}: {error}") from error
             raise
-
-
-# What arguments of the networks are called on the command line.
-OPTIONS: Mapping[str, str] = {"name_or_path": "--model", "model": "--model", "max_length": "--max-length"}

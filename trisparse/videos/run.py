@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from trisparse import terminal, zoo
 from trisparse.output.spool import Journal, check_new
-from trisparse.output.stopping import stopped, stopping
+from trisparse.output.stopping import Stop, stopped, stopping
 from trisparse.videos.classify import Progress, Summary, classify, default_model, load_classifier
 from trisparse.videos.sources import Source
 from video.classify import Classifier
@@ -58,26 +58,39 @@ def run(sources: Sequence[Source], options: VideoOptions) -> int:
         bar = stack.enter_context(tqdm(total=len(left), unit="video", disable=len(left) < 2 or None))
         for source in left:
             try:
-                progress = classify(source, classifier, options, journal, lambda: stop.asked)
-                summary = _follow(progress, source)
-                bar.write("\n".join([f"{source.place}: {summary.lines[0]}", *summary.lines[1:]]))
-                failed += not _draw(summary, pictures.get(source), classifier)
-            except (ValueError, OSError) as error:
-                failed += 1
-                terminal.complain(error)
+                failed += not _answer(source, classifier, options, journal, stop, pictures.get(source), bar)
                 if journal is not None:
-                    journal.write([{"video": source.place, "error": terminal.one_line(error)}])
+                    with stop.later():
+                        journal.finish(source.place)
             except KeyboardInterrupt:
                 _stop(journal, source, output, len(sources), options.overwrite)
                 raise
-            if journal is not None:
-                with stop.later():
-                    journal.finish(source.place)
             bar.update()
     if output is not None:
         print(f"wrote {output}")
     terminal.tell_failures(failed, len(sources), "videos")
     return failed
+
+
+def _answer(
+    source: Source,
+    classifier: Classifier,
+    options: VideoOptions,
+    journal: Journal | None,
+    stop: Stop,
+    picture: Path | None,
+    bar: tqdm,
+) -> bool:
+    """Classify one source and say what was found; whether that succeeded, else the reason is reported."""
+    try:
+        summary = _follow(classify(source, classifier, options, journal, lambda: stop.asked), source)
+    except (ValueError, OSError) as error:
+        terminal.complain(error, debug=options.debug)
+        if journal is not None:
+            journal.write([{"video": source.place, "error": terminal.one_line(error)}])
+        return False
+    bar.write("\n".join([f"{source.place}: {summary.lines[0]}", *summary.lines[1:]]))
+    return _draw(summary, picture, classifier)
 
 
 def _check_output(output: Path, sources: Sequence[Source], keep_unfinished: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -435,3 +436,18 @@ def test_a_run_that_is_told_to_end_continues(tiny: Path, tmp_path: Path) -> None
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Stopped. Run the same command again to continue" in errors, errors
     assert not out.exists()
+
+
+def test_stopped_while_a_video_is_marked_as_done(
+    tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = videos.Journal.finish
+
+    def signalled(journal: Any, item: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(journal, item)
+
+    monkeypatch.setattr(videos.Journal, "finish", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        videos.run(plan([str(clips)]), VideoOptions(model=str(tiny), dtype="fp32", output=tmp_path / "o"))
+    assert "Run the same command again to continue (1 of 3 videos are done)." in capsys.readouterr().err

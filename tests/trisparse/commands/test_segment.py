@@ -169,6 +169,9 @@ def test_bad_models_and_dtypes(trisparse: Run, model: Path, cloud: Path, tmp_pat
 def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
     result = trisparse("segment", tmp_path / "absent.bin", "--model", model, "--debug")
     assert result.exit_code == 2 and "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+    (tmp_path / "bad.bin").write_bytes(b"seven b")
+    result = trisparse("segment", tmp_path / "bad.bin", "--model", model, "--debug")
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "ValueError" in result.stderr
 
 
 def test_a_folder(trisparse: Run, model: Path, tmp_path: Path) -> None:
@@ -301,7 +304,7 @@ def test_a_failed_cloud_that_was_put_right_is_done_alone(
     command = ["segment", folder, "-o", out, "--model", model]
     seen = stopped_at(monkeypatch, "none")
     result = trisparse(*command)
-    assert result.exit_code == 1 and "1 of 3 clouds failed; the others are done" in result.stderr, result.output
+    assert result.exit_code == 1 and "1 of 3 clouds failed. The others are done" in result.stderr, result.output
     street(seed=1).tofile(folder / "1.bin")
     assert trisparse(*command).exit_code == 0
     assert seen == ["0.bin", "2.bin", "1.bin"]
@@ -345,3 +348,36 @@ def test_told_to_end(trisparse: Run, model: Path, tmp_path: Path) -> None:
     again = trisparse(*command)
     assert again.exit_code == 0 and f"{done} of 40 clouds were done before" in again.stdout, again.output
     assert len(list(out.iterdir())) == 40
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("too far apart"), 1, "1 of 3 clouds failed. The others are done"),
+        (OSError(28, "No space left on device"), 2, "Run the same command again to continue (1 of 3 clouds are done)."),
+    ],
+    ids=["labelling", "writing"],
+)
+def test_what_goes_wrong_after_reading(
+    trisparse: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: int,
+    words: str,
+) -> None:
+    label, out = clouds.label, tmp_path / "out"
+
+    def wrong(*arguments: Any) -> Any:
+        if arguments[3].source.name == "1.bin":
+            raise error
+        return label(*arguments)
+
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    with monkeypatch.context() as patch:
+        patch.setattr(clouds, "label", wrong)
+        result = trisparse(*command)
+    assert result.exit_code == code and words in result.stderr, result.output
+    assert trisparse(*command).exit_code == 0
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
