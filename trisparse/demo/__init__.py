@@ -24,8 +24,9 @@ def run(folder: Path, model: str, compare: bool = True, quick: bool = False) -> 
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress()
     progress.begin("The demonstration of Trisparse: LiDAR sweeps, a video camera, texts")
-    # What the first part needs last comes first.
-    with compiled_aside(("products", "rays", "video", "texts")) as compilation:
+    # In the order of need; a quick demonstration that has a real sweep simulates none.
+    groups = ("products", "video", "texts", "rays") if quick else ("products", "rays", "video", "texts")
+    with compiled_aside(groups) as compilation:
         # Here, not above: the other processes start before torch is loaded into this one.
         from trisparse.demo.parts import write_demonstration
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +40,7 @@ class Beginning:
         self._stop = min(frames, len(reader))
         self.path = reader.path
         self.packets = tuple(column[: self._stop] for column in reader.packets)
+        self.keyframes = [index for index in reader.keyframes if index < self._stop]
 
     def __len__(self) -> int:
         return self._stop
@@ -47,6 +48,10 @@ class Beginning:
     def frames(self, **options: Any) -> Iterator[Any]:
         """Its frames in order, as of `VideoReader.frames`."""
         return self._reader.frames(stop=self._stop, **options)
+
+    def decode(self, indices: Sequence[int]) -> Iterator[Any]:
+        """The frames of these numbers, as of `VideoReader.decode`."""
+        return self._reader.decode(indices)
 
 
 def fixed_camera(folder: Path) -> tuple[Footage | None, list[str]]:

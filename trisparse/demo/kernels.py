@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
@@ -20,6 +21,7 @@ from trisparse.progress import compiling
 MOST_WORKERS = 2
 # A wait that never ended would be worse than a kernel compiled twice.
 PATIENCE_SECONDS = 240.0
+COMMAND = "import sys; from trisparse.demo.kernels import main; sys.exit(not main(sys.argv[1:]))"
 
 
 class Compilation:
@@ -47,8 +49,9 @@ class Compilation:
             worker.wait()
 
     def _start(self, groups: list[str]) -> None:
-        command = [sys.executable, "-m", "trisparse.demo.kernels", *groups]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        worker = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *groups], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert worker.stdout is not None
         self._workers.append(worker)
         threading.Thread(target=self._listen, args=(worker.stdout, groups), daemon=True).start()
@@ -83,7 +86,7 @@ def _products() -> None:
     from common_kernels.gather_gemm import gather_gemm
     from common_kernels.kernel_map import KernelMap
 
-    found = KernelMap(torch.arange(64, dtype=torch.int32)[None], 64)
+    found = KernelMap(torch.arange(64, dtype=torch.int32)[None], 64, torch.zeros(64, 4, dtype=torch.int32), (1, 1, 1))
     for dtype in (torch.float32, torch.bfloat16):
         gather_gemm(torch.ones(64, 16, dtype=dtype), found, torch.ones(1, 16, 16, dtype=dtype))
 
@@ -109,15 +112,17 @@ def _texts() -> None:
 GROUPS: dict[str, Callable[[], None]] = {"products": _products, "rays": _rays, "video": _video, "texts": _texts}
 
 
-def main(groups: Sequence[str]) -> None:
-    """Compile the groups in turn and print the name of each that is done."""
+def main(groups: Sequence[str]) -> bool:
+    """Compile the groups in turn and print the name of each that is done; whether all went well."""
     import torch
 
     torch.set_num_threads(1)
+    well = True
     for group in groups:
-        GROUPS[group]()
+        try:
+            GROUPS[group]()
+        except Exception:  # the groups after it are wanted all the same
+            traceback.print_exc()
+            well = False
         print(group, flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    return well
