@@ -18,9 +18,10 @@ from video.reader import VideoReader
 # A folder of clips as gradio ships them, where `python -m benchmarks video` keeps them by default.
 VARIABLE = "TRISPARSE_CLIPS"
 FIXED, MOVING = "world.mp4", "bikes.mp4"
-# Of the clip that is made here: frames, the height and width of the picture, and the frames in which something passes.
-FRAMES, SIZE, PASSING = 120, (424, 640), range(48, 78)
-NOISE = 1.5
+# Of the clip that is made here: frames, height and width, the frames in which something is before the camera, the
+# noise of the sensor (in steps of 256), and the frames in which that something comes or goes.
+FRAMES, SIZE, PASSING = 120, (424, 640), range(16, 40)
+NOISE, SLIDE = 1.5, 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def fixed_camera(folder: Path) -> tuple[Footage | None, list[str]]:
         return None, [*skipped, "a made clip of a fixed camera: its photograph is scikit-learn's, which is missing"]
     path = folder / "fixed.mp4"
     write_fixed_camera(path)
-    return Footage("fixed", "Fixed camera, made of a photograph and noise, something passes once", path), skipped
+    return Footage("fixed", "Fixed camera, made of two photographs and noise", path), skipped
 
 
 def moving_camera() -> tuple[Footage | None, list[str]]:
@@ -88,7 +89,7 @@ def write_fixed_camera(path: Path, frames: int = FRAMES) -> None:
 
     height, width = SIZE
     still = load_sample_image("china.jpg")[:height, :width].astype(np.float32)
-    passing = load_sample_image("flower.jpg")[130:290, 240:400].astype(np.float32)
+    passing = load_sample_image("flower.jpg")[40:380, 160:500].astype(np.float32)
     side = len(passing)
     generator = np.random.default_rng(0)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -99,8 +100,10 @@ def write_fixed_camera(path: Path, frames: int = FRAMES) -> None:
             for i in range(frames):
                 picture = still + generator.normal(0, NOISE, still.shape).astype(np.float32)
                 if i in PASSING:
-                    left = (i - PASSING.start) * (width - side) // len(PASSING)
-                    picture[height - side :, left : left + side] = passing
+                    # It slides into the middle in a few frames, rests, and leaves as it came.
+                    arrived = min(1.0, (1 + min(i - PASSING.start, PASSING.stop - 1 - i)) / SLIDE)
+                    left = int(width - arrived * (width + side) / 2)
+                    picture[height - side :, left : left + side] = passing[:, : width - left]
                 frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

@@ -93,8 +93,9 @@ class Videos:
     skipped: list[str]
 
     def cells(self) -> list[list[str]]:
-        """All rows as texts, under HEADER."""
-        return [row.cells() for clip in self.clips for row in clip.rows]
+        """All rows as texts, under HEADER; a clip is named in its first row."""
+        rows = [(row, row is clip.rows[0]) for clip in self.clips for row in clip.rows]
+        return [row.cells() if first else ["", *row.cells()[1:]] for row, first in rows]
 
 
 def videos(folder: Path, say: Callable[[str], None], quick: bool = False) -> Videos:
