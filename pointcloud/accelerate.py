@@ -81,6 +81,15 @@ def accelerate(model: Model, *, dtype: str | torch.dtype | None = None, fold: bo
         TypeError: a dtype that is neither a name nor a torch dtype.
         ValueError: a model in training mode or accelerated already, batch norm without running statistics, a dtype
             that is unknown or not among those above.
+
+    Example:
+        >>> import pointcloud
+        >>> from pointcloud import SparseSequential, SubMConv3d
+        >>> from torch import nn
+        >>> model = SparseSequential(SubMConv3d(4, 16, 3, bias=False), nn.BatchNorm1d(16), nn.ReLU()).eval()
+        >>> faster = pointcloud.accelerate(model, dtype="auto")
+        >>> [type(module).__name__ for module in faster]
+        ['SubMConv3d', 'Identity', 'Identity']
     """
     acceleration.check_not_accelerated(model)
     check_evaluating(model)

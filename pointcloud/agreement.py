@@ -23,6 +23,13 @@ def compare(model: nn.Module, faster: nn.Module, data: Any) -> Agreement:
     Raises:
         TypeError: an output that is neither a tensor nor a SparseConvTensor.
         ValueError: an output that is not floating-point [N, C], or outputs of different shapes.
+
+    Example:
+        >>> import pointcloud, torch
+        >>> model = pointcloud.SparseSequential(pointcloud.SubMConv3d(3, 16, 3)).eval()
+        >>> voxels, _ = pointcloud.voxelize(torch.rand(1000, 3), voxel_size=0.1)
+        >>> pointcloud.compare(model, pointcloud.accelerate(model), voxels).top1 > 0.99
+        True
     """
     return compare_rows(model, faster, data, _rows, (SparseConvTensor, Tensor))
 

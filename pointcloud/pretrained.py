@@ -72,6 +72,11 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
 
     Raises:
         ValueError: an unknown name, or a file that is not such a file or whose tensors do not fit its card.
+
+    Example:
+        >>> import pointcloud
+        >>> pointcloud.load_pretrained("minkunet14-streets").card.class_names[:2]
+        ('road', 'sidewalk')
     """
     refuse_download(download)
     path = locate(name_or_path, WEIGHTS)

@@ -106,6 +106,14 @@ class Segmenter:
 
     Raises:
         ValueError: no voxel_size or class_names for a network that does not know its own, a negative min_range.
+
+    Example:
+        >>> import pointcloud
+        >>> from pointcloud.simulate import simulate_sweep
+        >>> segmenter = pointcloud.Segmenter(pointcloud.load_pretrained("minkunet14-streets"))
+        >>> result = segmenter(simulate_sweep(seed=7, sensor="hdl32").to_cloud())
+        >>> max(result.counts().items(), key=lambda item: item[1])[0]
+        'road'
     """
 
     def __init__(

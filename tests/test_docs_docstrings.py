@@ -18,11 +18,13 @@ import video
 
 # Names without an example of their own need none that the others have not shown.
 FIRST_NAMES = {
-    "nlp.Cascade", "nlp.Packer",
-    "pointcloud.Segmenter", "pointcloud.SparseConvTensor", "pointcloud.SubMConv3d", "pointcloud.devoxelize",
-    "pointcloud.read_points", "pointcloud.voxelize",
-    "video.Classifier", "video.Stream", "video.VideoReader", "video.add_temporal_shift", "video.sample_indices",
-    "video.skip.EveryNth", "video.skip.LumaDifference", "video.temporal_shift",
+    "nlp.Cascade", "nlp.Embedder", "nlp.Packer", "nlp.accelerate", "nlp.compare", "pointcloud.Segmenter",
+    "pointcloud.SparseConvTensor", "pointcloud.SubMConv3d", "pointcloud.accelerate", "pointcloud.compare",
+    "pointcloud.devoxelize", "pointcloud.load_pretrained", "pointcloud.read_points", "pointcloud.voxelize",
+    "trisparse.list_pretrained", "trisparse.load_pretrained", "video.Classifier", "video.Stream",
+    "video.VideoReader", "video.accelerate", "video.add_temporal_shift", "video.delta.accelerate",
+    "video.load_pretrained", "video.sample_indices", "video.skip.EveryNth", "video.skip.LumaDifference",
+    "video.temporal_shift",
 }  # fmt: skip
 PACKAGES: tuple[ModuleType, ...] = (nlp, pointcloud, trisparse, video, video.delta, video.skip)
 NEEDS_MINILM = "all-minilm-l6-v2"

@@ -16,7 +16,13 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def list_pretrained() -> list[str]:
-    """Names that `load_pretrained` knows, of all domains, sorted."""
+    """Names that `load_pretrained` knows, of all domains, sorted.
+
+    Example:
+        >>> import trisparse
+        >>> "minkunet14-streets" in trisparse.list_pretrained()
+        True
+    """
     return sorted(_owners())
 
 
@@ -32,6 +38,11 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
         ValueError: an unknown name (the message lists close ones), a file that no domain reads, or one that cannot be
             downloaded.
         OSError: a file cannot be read.
+
+    Example:
+        >>> import trisparse
+        >>> type(trisparse.load_pretrained("tsm-motion-digits")).__name__
+        'TSM'
     """
     name = os.fspath(name_or_path)
     owners = _owners()

@@ -89,6 +89,14 @@ def accelerate(
         TypeError: `model` is not a module, or `dtype` neither None, a name nor a torch dtype.
         ValueError: a model in training mode or accelerated already, an unknown dtype, or no example where black frames
             are not accepted.
+
+    Example:
+        >>> import torch, video
+        >>> model = video.models.ResNet(18, num_classes=5).eval()
+        >>> frames = torch.rand(2, 3, 64, 64)
+        >>> faster = video.accelerate(model, dtype=None, example=frames)
+        >>> torch.allclose(faster(frames), model(frames), rtol=1e-3, atol=1e-4)
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -16,6 +16,7 @@ from torch import nn
 from common_models import cards
 from common_models import pretrained as files
 from common_models.pretrained import numbered_classes, round_like_saved
+from video import imagenet
 from video.checkpoints import load_checkpoint, read_state_dict
 from video.models import TSM, EfficientNetLite, MobileNetV2, ProxylessNAS, ResNet
 from video.models.efficientnet_lite import VARIANTS, variant_of
@@ -101,6 +102,11 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
     Raises:
         ValueError: an unknown name, a file of another kind, or one whose tensors do not fit its card.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import video
+        >>> video.load_pretrained("tsm-motion-digits").card.class_names[0]
+        'clockwise'
     """
     files.refuse_download(download)
     path = files.locate(name_or_path, WEIGHTS)
@@ -142,7 +148,7 @@ def _load_foreign(path: Path) -> nn.Module:
             description=f"Classifies single frames; ProxylessNAS network from {path.name}",
             architecture="ProxylessNAS",
             arguments=arguments,
-            class_names=numbered_classes(arguments["num_classes"]),
+            class_names=_class_names(arguments["num_classes"]),
             size=int(named[1]) if named else 224,
             mean=PROXYLESS_MEAN,
             std=PROXYLESS_STD,
@@ -158,7 +164,7 @@ def _load_foreign(path: Path) -> nn.Module:
             description=f"Classifies single frames; EfficientNet-{variant.capitalize()} from {path.name}",
             architecture="EfficientNetLite",
             arguments=arguments,
-            class_names=numbered_classes(arguments["num_classes"]),
+            class_names=_class_names(arguments["num_classes"]),
             size=VARIANTS[variant][2],
             mean=LITE_MEAN,
             std=LITE_STD,
@@ -177,6 +183,12 @@ def _load_foreign(path: Path) -> nn.Module:
         model = tsm
     model.card = card  # type: ignore[assignment]
     return model.eval()
+
+
+def _class_names(n: int) -> tuple[str, ...]:
+    """ImageNet's names for a classifier of its 1000 classes, numbers where they are not installed or n is another."""
+    names = imagenet.class_names() if n == imagenet.N_CLASSES else None
+    return numbered_classes(n) if names is None else names
 
 
 def _build(path: Path, card: ModelCard) -> nn.Module:

@@ -15,6 +15,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     model: Model = DEFAULT_MODEL,
     compare: Annotated[bool, typer.Option(help="Time spconv and ours side by side.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Only one sweep, one clip and fewer texts: a minute.")] = False,
     debug: Debug = False,
 ) -> None:
     """Label sweeps, answer clips, embed texts, each beside what others do, and write a page with pictures.
@@ -24,5 +25,5 @@ def demo(
     with errors(debug):
         from trisparse.demo import run
 
-        page = run(output, model, compare)
+        page = run(output, model, compare, quick)
         print(f"\nopen {page}")

@@ -192,9 +192,9 @@ def _line(source: Source, answer: FrameAnswer) -> dict[str, Any]:
 
 
 def _scores(best: Sequence[ClassScore]) -> list[dict[str, Any]]:
-    return [{"label": score.name, "probability": round(score.probability, 6)} for score in best]
+    return [{"label": score.label, "probability": round(score.probability, 6)} for score in best]
 
 
 def describe(best: Sequence[ClassScore]) -> str:
     """`mountain bike 0.83, bicycle 0.05, ...`"""
-    return ", ".join(f"{score.name} {score.probability:.2f}" for score in best[:3])
+    return ", ".join(f"{score.label} {score.probability:.2f}" for score in best[:3])

@@ -73,6 +73,13 @@ def accelerate(
         TypeError: `model` is not a module, or `dtype` neither None, a name nor a torch dtype.
         ValueError: a threshold that is negative, NaN or for an unknown layer, an unknown dtype, or a network that reads
             the future, is in training mode, is accelerated already or cannot be captured.
+
+    Example:
+        >>> import torch, video
+        >>> network = video.delta.accelerate(video.models.ResNet(18, num_classes=5).eval(), threshold=0.0)
+        >>> frames = torch.rand(1, 3, 64, 64).expand(4, 3, 64, 64)  # a still scene
+        >>> network(frames).shape, [work.mode for work in network.trace]
+        (torch.Size([4, 5]), ['kept', 'still', 'still', 'still'])
     """
     network = DeltaNetwork(model, threshold, dtype, frame_threshold, adapt)
     if example is not None:

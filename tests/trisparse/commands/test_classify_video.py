@@ -94,7 +94,7 @@ def test_whole_videos(trisparse: Run, tiny: Path, clips: Path, tmp_path: Path) -
     assert [line["frames"] for line in found] == [12, 20, 5]
     assert found[0]["looked_at"] == [1, 4, 7, 10]
     model = load_pretrained(tiny)
-    classifier = Classifier(model, None)
+    classifier = Classifier(model)
     with VideoReader(clips / "b.mp4") as reader:
         x = classifier.preprocess(reader.get_batch(found[1]["looked_at"]))
     expected = model(x).softmax(1)[0].topk(3)
@@ -115,7 +115,7 @@ def test_live_is_the_network_frame_by_frame(trisparse: Run, tiny: Path, clips: P
     model = load_pretrained(tiny)
     model.num_segments = 20
     with VideoReader(clips / "b.mp4") as reader:
-        logits = model.frame_logits(Classifier(model, None).preprocess(reader[:])[0])
+        logits = model.frame_logits(Classifier(model).preprocess(reader[:])[0])
     assert [line["best"][0]["label"] for line in found] == [NAMES[i] for i in logits.argmax(1).tolist()]
     assert "20 frames, 20 computed" in result.stdout
 
@@ -279,7 +279,7 @@ def test_a_network_of_points_is_none_for_video(trisparse: Run, clips: Path) -> N
 
 
 def test_clips_are_run_one_by_one(tiny: Path, clips: Path) -> None:
-    classifier = Classifier(load_pretrained(tiny), None)
+    classifier = Classifier(load_pretrained(tiny))
     frames: list[int] = []
     classifier.model.register_forward_pre_hook(lambda _, args: frames.append(args[0].numel() // (3 * 32 * 32)))
     with VideoReader(clips / "b.mp4") as reader:
