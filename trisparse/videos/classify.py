@@ -155,8 +155,8 @@ def _frames(
         for answer in classifier.frames(frames, options.frame_policy, trace, options.top):
             done += 1
             computed += answer.action == "compute"
-            if answer.best[0].name != name:
-                name = answer.best[0].name
+            if answer.best[0].label != name:
+                name = answer.best[0].label
                 changes += 1
                 if len(shown) < LONGEST_STORY:
                     shown.append(f"  {answer.time:8.2f} s  {describe(answer.best[:1])}")
