@@ -49,6 +49,11 @@ def own(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def is_auto(dtype: object) -> bool:
+    """Whether a `dtype` leaves the choice to the machine."""
+    return isinstance(dtype, str) and dtype in _AUTO
+
+
 def resolve(
     dtype: str | torch.dtype | None,
     model: nn.Module,
@@ -70,7 +75,7 @@ def resolve(
     if dtype is None:
         return mine
     if isinstance(dtype, str):
-        if dtype in _AUTO:
+        if is_auto(dtype):
             return _fastest(mine, model, allowed)
         if dtype not in NAMES:
             names = ", ".join(name for name in NAMES if NAMES[name] in allowed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +75,8 @@ def accelerate(
 
     Args:
         model: in evaluation mode, on any device; not changed.
-        dtype: None for the model's own, "auto" for the fastest that the device computes, a name as "bf16", or a torch
-            dtype.
+        dtype: None for the model's own, "auto" for the fastest that the device computes (on a CPU, with `adapt`, only
+            where a frame takes less time in it), a name as "bf16", or a torch dtype.
         example: a tensor or a tuple of arguments of forward; None for black frames [T, C, side, side].
         adapt: on a CPU, measure each convolution on a single frame of the example's size, as a live network runs it,
             and leave it unpacked where packing does not pay: small ones take longer to call than to compute. The
@@ -103,9 +104,54 @@ def accelerate(
     check_evaluating(model)
     check_not_accelerated(model)
     own, target = dtypes.own(model), dtypes.resolve(dtype, model)
+    found, arguments = _find(copy.deepcopy(model).requires_grad_(False), example)
+    built = _build(model, found, arguments, target, adapt)
+    left = {**found.left, **built.left}
+    if target != own and dtypes.is_auto(dtype) and adapt and arguments is not None and _on_cpu(model):
+        exact = _build(model, found, arguments, own, adapt)
+        seconds = _frame_times([built.model, exact.model], arguments)
+        if seconds[0] > _PAYS * seconds[1]:
+            left = {**found.left, **exact.left}
+            left[type(model).__name__] = (
+                f"in {dtypes.name_of(target)} a frame takes {seconds[0] * 1e6:.0f} µs, in {dtypes.name_of(own)} "
+                f"{seconds[1] * 1e6:.0f} µs"
+            )
+            built, target = exact, own
+    fast = built.model
+    kept = [packing for packing in built.packings if packing.packed is not None]
+    activations = tuple(packing.activation for packing in kept if packing.activation)
+    places = [place for packing in kept for place in packing.places]
+    changed = {*found.batch_norms, *found.batch_norms.values(), *activations, *places}
+    fast.acceleration = Acceleration(  # type: ignore[assignment]
+        dtype=target,
+        changed=[name for name, _ in model.named_modules(remove_duplicate=False) if name in changed],
+        left=left,
+        original=model,
+        folded=tuple(found.batch_norms),
+        activations=activations,
+        packed=len(kept),
+        memory_format=built.memory_format,
+    )
+    return fast
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A network rebuilt in one dtype: its packed convolutions, and why others were left."""
+
+    model: nn.Module
+    packings: list[_Packing]
+    memory_format: torch.memory_format
+    left: dict[str, str]
+
+
+def _build(
+    model: nn.Module, found: folding.Findings, arguments: tuple[Any, ...] | None, target: torch.dtype, adapt: bool
+) -> _Built:
+    """A copy of the network that computes in `target`, and casts at its edges where that is not its own dtype."""
+    own = dtypes.own(model)
     fast = copy.deepcopy(model).requires_grad_(False)
-    found, arguments = _find(fast, example)
-    memory_format = torch.channels_last
+    memory_format, left = torch.channels_last, {}
     packings = _rebuild(fast, found, own, target, memory_format)
     shapes = None if arguments is None else _shapes(fast, packings, arguments, target)
     if arguments is not None and shapes is None:
@@ -113,8 +159,7 @@ def accelerate(
         fast, memory_format = copy.deepcopy(model).requires_grad_(False), torch.contiguous_format
         packings = _rebuild(fast, found, own, target, memory_format)
     elif adapt and shapes:
-        found.left.update(_unpack_slower(fast, packings, shapes))
-    kept = [packing for packing in packings if packing.packed is not None]
+        left = _unpack_slower(fast, packings, shapes)
     if target != own:
         if _has(fast, target):  # norms alone stay as they were
             fast.register_forward_pre_hook(_DtypeCheck(target))
@@ -123,20 +168,33 @@ def accelerate(
         for entrance in _ENTRANCES:
             if callable(getattr(type(fast), entrance, None)):
                 setattr(fast, entrance, _Entrance(fast, entrance, own, target))
-    activations = tuple(packing.activation for packing in kept if packing.activation)
-    places = [place for packing in kept for place in packing.places]
-    changed = {*found.batch_norms, *found.batch_norms.values(), *activations, *places}
-    fast.acceleration = Acceleration(  # type: ignore[assignment]
-        dtype=target,
-        changed=[name for name, _ in model.named_modules(remove_duplicate=False) if name in changed],
-        left=found.left,
-        original=model,
-        folded=tuple(found.batch_norms),
-        activations=activations,
-        packed=len(kept),
-        memory_format=memory_format,
-    )
-    return fast
+    return _Built(fast, packings, memory_format, left)
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def _frame_times(models: list[nn.Module], arguments: tuple[Any, ...]) -> list[float]:
+    """Seconds that each network takes for one live frame where it can run live, else for the arguments."""
+    calls = [_one_frame(model, arguments) for model in models]
+    with torch.inference_mode():
+        best_times(calls, lambda call: call(), passes=1)  # packs, compiles
+        return best_times(calls, lambda call: call(), passes=_PASSES, within=_WITHIN)
+
+
+def _one_frame(model: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    from video.stream import Stream  # which runs accelerated networks
+
+    frames = arguments[0] if len(arguments) == 1 else None
+    if isinstance(frames, Tensor) and frames.ndim == 4:
+        try:
+            stream = Stream(model)
+            stream.step(frames[:1])
+            return lambda: stream.step(frames[:1])
+        except (ValueError, RuntimeError):  # it reads the future, or takes no single frame
+            pass
+    return lambda: model(*arguments)
 
 
 @dataclass

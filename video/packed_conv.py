@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common_kernels import onednn
-from video.shift import exporting
+from common_models.modes import exporting
 
 
 class PackedConv2d(onednn.PackedModule, nn.Conv2d):

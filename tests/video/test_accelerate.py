@@ -119,10 +119,40 @@ def test_shifted_networks_offline_and_live(backbone):
 
 def test_auto_takes_bf16_where_the_cpu_has_it():
     model = settle(MobileNetV2(num_classes=5, width=0.25))
-    assert accelerate(model, dtype="auto").acceleration.dtype == (torch.bfloat16 if BF16 else torch.float32)
+    auto = accelerate(model, dtype="auto", adapt=False)
+    assert auto.acceleration.dtype == (torch.bfloat16 if BF16 else torch.float32)
     assert accelerate(model).acceleration.dtype == torch.float32
     assert accelerate(model, dtype="bf16").acceleration.dtype == torch.bfloat16
     assert accelerate(model.double()).acceleration.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("seconds", "dtype"), [((1.0, 2.0), torch.bfloat16), ((2.0, 1.0), torch.float32)])
+def test_auto_keeps_the_networks_dtype_where_bf16_takes_longer(monkeypatch, seconds, dtype):
+    """Small networks lose more by the casts than the products gain."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    timed = []
+
+    def times(models, arguments):
+        timed.append([next(m for m in one.modules() if isinstance(m, nn.Conv2d)).weight.dtype for one in models])
+        return list(seconds)
+
+    monkeypatch.setattr(importlib.import_module("video.accelerate"), "_frame_times", times)
+    model = settle(MobileNetV2(num_classes=5, width=0.25))
+    fast = accelerate(model, dtype="auto")
+    assert timed == [[torch.bfloat16, torch.float32]]
+    assert fast.acceleration.dtype == dtype and fast(FRAMES).dtype == torch.float32
+    told = fast.acceleration.left.get("MobileNetV2", "")
+    assert ("in bf16 a frame takes 2000000 µs, in fp32 1000000 µs" in told) == (dtype == torch.float32)
+    assert compare(model, fast, FRAMES).relative_difference < (1e-4 if dtype == torch.float32 else 0.2)
+    accelerate(model, dtype="bf16")
+    assert len(timed) == 1  # who names a dtype gets it
+
+
+@pytest.mark.parametrize("kind", ["past", "both"])
+def test_frames_are_timed_live_where_the_network_runs_live(kind):
+    model = settle(TSM(MobileNetV2(width=0.25), num_classes=5, direction=kind))
+    seconds = importlib.import_module("video.accelerate")._frame_times([model, model], (FRAMES,))
+    assert len(seconds) == 2 and all(0 < each < 60 for each in seconds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

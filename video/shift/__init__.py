@@ -10,6 +10,7 @@ from common_kernels.channel_shift import channel_shift, reference
 from common_kernels.checks import describe
 from common_models.modes import exporting
 from video.shift import memory
+from video.shift.fused import shifted_convolution
 
 DIRECTIONS = ("both", "past")
 
@@ -93,8 +94,6 @@ class TemporalShift(nn.Module):
             return getattr(self.net, name)
 
     def _fused(self, x: Tensor) -> Tensor | None:
-        from video.shift.fused import shifted_convolution  # which knows the packed convolution, and that one this file
-
         if x.ndim != 4 or x.shape[0] % self.num_segments or exporting():
             return None
         groups = shift_groups(x.shape[1], self.fold_div, self.direction)
