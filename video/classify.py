@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common_models.scores import ClassScore, best_classes
+from common_models.threads import set_threads
 from video import delta as delta_
 from video.accelerate import accelerate
 from video.models import TSM
@@ -126,8 +127,7 @@ class Classifier:
         Args:
             threads: of torch in this process; None leaves them as they are.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_threads(threads)
         return cls(load_pretrained(name), dtype=dtype, delta=delta, card=card)
 
     def __call__(self, reader: VideoReader) -> VideoAnswer:
