@@ -22,9 +22,11 @@ def describe(value: object) -> str:
 def _check(
     name: str, value: object, dtype: torch.dtype, shape: tuple[int, ...], meaning: str, device: torch.device
 ) -> None:
-    if not isinstance(value, Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
-        wanted = f"{str(dtype).removeprefix('torch.')} {meaning}"
-        raise ValueError(f"{name} must be {wanted} = {list(shape)}, got {describe(value)}")
+    wanted = f"{name} must be {str(dtype).removeprefix('torch.')} {meaning} = {list(shape)}"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{wanted}, got {describe(value)}")
+    if value.dtype != dtype or tuple(value.shape) != shape:
+        raise ValueError(f"{wanted}, got {describe(value)}")
     if value.device != device:
         raise ValueError(f"{name} must be on the device of xyz ({device}), got {value.device}")
 
@@ -39,7 +41,7 @@ class PointCloud:
     extra: further per-point columns by name, each [N, ...] (ring, time, ...).
     origin: float64 [3] in metres, always on the CPU; zeros unless the file's coordinates are far from 0.
 
-    Raises ValueError where a shape, dtype or device does not fit.
+    Raises TypeError for what is not a tensor, ValueError where a shape, dtype or device does not fit.
     """
 
     xyz: Tensor
@@ -50,12 +52,9 @@ class PointCloud:
     origin: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.xyz, Tensor)
-            or self.xyz.dtype != torch.float32
-            or self.xyz.ndim != 2
-            or self.xyz.shape[1] != 3
-        ):
+        if not isinstance(self.xyz, Tensor):
+            raise TypeError(f"xyz must be float32 [N, 3], got {describe(self.xyz)}")
+        if self.xyz.dtype != torch.float32 or self.xyz.ndim != 2 or self.xyz.shape[1] != 3:
             raise ValueError(f"xyz must be float32 [N, 3], got {describe(self.xyz)}")
         n, device = self.xyz.shape[0], self.xyz.device
         if self.intensity is not None:
@@ -66,8 +65,11 @@ class PointCloud:
             _check("labels", self.labels, torch.int64, (n,), "[N]", device)
         _check("origin", self.origin, torch.float64, (3,), "[3]", torch.device("cpu"))
         for name, column in self.extra.items():
-            if not isinstance(column, Tensor) or column.ndim < 1 or column.shape[0] != n:
-                raise ValueError(f"extra[{name!r}] must be a tensor [N, ...] with N = {n}, got {describe(column)}")
+            wanted = f"extra[{name!r}] must be a tensor [N, ...] with N = {n}"
+            if not isinstance(column, Tensor):
+                raise TypeError(f"{wanted}, got {describe(column)}")
+            if column.ndim < 1 or column.shape[0] != n:
+                raise ValueError(f"{wanted}, got {describe(column)}")
             if column.device != device:
                 raise ValueError(f"extra[{name!r}] must be on the device of xyz ({device}), got {column.device}")
         # A private copy behind a read-only view: a frozen cloud must not change through the caller's dict.
@@ -111,15 +113,15 @@ class PointCloud:
     def select(self, index: Tensor) -> PointCloud:
         """The points of a mask bool [N] or of an index int32 / int64 [M], in that order.
 
-        Raises ValueError for another dtype or shape, IndexError for a row outside [0, N).
+        Raises TypeError for what is not a tensor, ValueError for another dtype or shape, IndexError for a row outside
+        [0, N).
         """
         n = len(self)
-        if (
-            not isinstance(index, Tensor)
-            or index.ndim != 1
-            or index.dtype not in (torch.bool, torch.int32, torch.int64)
-        ):
-            raise ValueError(f"index must be bool [N] or int32 / int64 [M], got {describe(index)}")
+        wanted = "index must be bool [N] or int32 / int64 [M]"
+        if not isinstance(index, Tensor):
+            raise TypeError(f"{wanted}, got {describe(index)}")
+        if index.ndim != 1 or index.dtype not in (torch.bool, torch.int32, torch.int64):
+            raise ValueError(f"{wanted}, got {describe(index)}")
         if index.dtype == torch.bool:
             if index.shape[0] != n:
                 raise ValueError(f"index must be bool [N] with N = {n}, got {describe(index)}")
@@ -154,5 +156,5 @@ class PointCloud:
                 columns.setdefault(name, column)
         missing = [name for name in names if name not in columns]
         if missing or not names:
-            raise ValueError(f"names must be among {', '.join(columns)}, got {', '.join(missing) or 'none'}")
+            raise ValueError(f"names must be among {', '.join(columns)}, got {', '.join(missing) or 'no names'}")
         return torch.stack([columns[name].float() for name in names], dim=1)

@@ -78,6 +78,7 @@ def voxelize(
         The tensor of M voxels, and point_to_voxel int64 [N]: the voxel of each point, -1 for a point dropped.
 
     Raises:
+        TypeError: points or features that are not tensors.
         ValueError: a coordinate that is not finite, a grid too large for 64-bit keys, an argument that does not fit.
 
     Example:
@@ -140,6 +141,10 @@ def devoxelize(
         batch_index: int32 or int64 [N], the sample of each point; by default all belong to sample 0.
         align: where a voxel's features sit for "trilinear": at its "center", or at its lower "corner" as in SPVNAS.
 
+    Raises:
+        TypeError: points that are not a tensor, or voxels that are neither a SparseConvTensor nor a tensor.
+        ValueError: an unknown mode or align, points or a grid that do not fit the voxels.
+
     Example:
         >>> import torch, pointcloud
         >>> points = torch.tensor([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [2.0, 0.1, 0.1]])
@@ -152,9 +157,9 @@ def devoxelize(
     if align not in ALIGNMENTS:
         raise ValueError(f"align must be one of {', '.join(ALIGNMENTS)}, got {align!r}")
     if not isinstance(points, Tensor):
-        raise ValueError(f"points must be a tensor of coordinates or of rows, got {describe(points)}")
+        raise TypeError(f"points must be a tensor of coordinates or of rows, got {describe(points)}")
     if not isinstance(voxels, (SparseConvTensor, Tensor)):
-        raise ValueError(f"voxels must be a SparseConvTensor or its features, got {describe(voxels)}")
+        raise TypeError(f"voxels must be a SparseConvTensor or its features, got {describe(voxels)}")
     if not points.dtype.is_floating_point:
         if mode != "nearest" or grid is not None or batch_index is not None:
             raise ValueError(
@@ -248,22 +253,18 @@ def _columns(points: Tensor | PointCloud, features: Tensor | None) -> tuple[Tens
             features = points.features(*names)
         xyz = points.xyz
     else:
-        if (
-            not isinstance(points, Tensor)
-            or not points.dtype.is_floating_point
-            or points.ndim != 2
-            or points.shape[1] < 3
-        ):
-            raise ValueError(f"points must be floating [N, >= 3] or a PointCloud, got {describe(points)}")
+        wanted = "points must be floating [N, >= 3] or a PointCloud"
+        if not isinstance(points, Tensor):
+            raise TypeError(f"{wanted}, got {describe(points)}")
+        if not points.dtype.is_floating_point or points.ndim != 2 or points.shape[1] < 3:
+            raise ValueError(f"{wanted}, got {describe(points)}")
         features = points if features is None else features
         xyz = points[:, :3]
-    if (
-        not isinstance(features, Tensor)
-        or features.ndim != 2
-        or features.shape[0] != xyz.shape[0]
-        or not features.dtype.is_floating_point
-    ):
-        raise ValueError(f"features must be floating [N, C] with N = {xyz.shape[0]}, got {describe(features)}")
+    wanted = f"features must be floating [N, C] with N = {xyz.shape[0]}"
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{wanted}, got {describe(features)}")
+    if features.ndim != 2 or features.shape[0] != xyz.shape[0] or not features.dtype.is_floating_point:
+        raise ValueError(f"{wanted}, got {describe(features)}")
     if features.device != xyz.device:
         raise ValueError(f"features must be on the device of points, {xyz.device}, got {features.device}")
     return xyz, features

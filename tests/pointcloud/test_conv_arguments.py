@@ -29,11 +29,7 @@ def x() -> pc.SparseConvTensor:
         (lambda: pc.SparseConvTensor(torch.zeros(1, 2), CELLS, 8, 1), "spatial_shape must be 3 integers.*got 8"),  # type: ignore[arg-type]
         (lambda: pc.SubMConv3d(4.0, 4, 3), "in_channels must be an integer, got 4.0"),  # type: ignore[arg-type]
         (lambda: pc.SubMConv3d(4, 4, 3, groups=2.0), "groups must be an integer, got 2.0"),  # type: ignore[arg-type]
-        (lambda: pc.voxelize(POINTS, 0.5, features=np.zeros((20, 2))), "features must be floating.*got ndarray"),  # type: ignore[arg-type]
-        (lambda: pc.devoxelize(torch.zeros(4, 2), POINTS.numpy()), "points must be a tensor.*got ndarray"),  # type: ignore[arg-type]
-        (lambda: pc.devoxelize(None, POINTS), "voxels must be a SparseConvTensor.*got NoneType"),  # type: ignore[arg-type]
         (lambda: pc.PointToVoxel(*POINT_TO_VOXEL, 9.5, 5), "max_num_voxels must be an integer, got 9.5"),  # type: ignore[arg-type]
-        (lambda: pc.PointToVoxel(*POINT_TO_VOXEL, 9, 5)(POINTS.numpy()), "pc must be a floating tensor.*got ndarray"),  # type: ignore[arg-type]
         (lambda: kernel_map([[0, 0]], [8], 3, batch_size=1), "coords must be an integer tensor.*got list"),  # type: ignore[arg-type]
         (lambda: kernel_map(CELLS, [8] * 3, 3.0, batch_size=1), "kernel_size must be an int or 3 ints.*got 3.0"),  # type: ignore[arg-type]
         (lambda: kernel_map(CELLS, [8] * 3, 3, dilation=2**31, batch_size=1), r"dilation must stay below 2\*\*31"),
@@ -41,6 +37,25 @@ def x() -> pc.SparseConvTensor:
 )  # fmt: skip
 def test_error_names_the_argument(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pc.voxelize(POINTS, 0.5, features=np.zeros((20, 2))), "features must be floating.*got ndarray"),  # type: ignore[arg-type]
+        (lambda: pc.devoxelize(torch.zeros(4, 2), POINTS.numpy()), "points must be a tensor.*got ndarray"),  # type: ignore[arg-type]
+        (lambda: pc.devoxelize(None, POINTS), "voxels must be a SparseConvTensor.*got NoneType"),  # type: ignore[arg-type]
+        (lambda: pc.PointToVoxel(*POINT_TO_VOXEL, 9, 5)(POINTS.numpy()), "pc must be a floating tensor.*got ndarray"),  # type: ignore[arg-type]
+        (lambda: pc.voxelize(POINTS.numpy(), 0.5), "points must be floating.*got ndarray"),  # type: ignore[arg-type]
+        (lambda: pc.PointCloud(POINTS.numpy()), r"xyz must be float32 \[N, 3\], got ndarray"),  # type: ignore[arg-type]
+        (lambda: pc.PointCloud(POINTS, labels=[0]), r"labels must be int64 \[N\] = \[20\], got list"),  # type: ignore[arg-type]
+        (lambda: pc.PointCloud(POINTS, extra={"t": 1}), r"extra\['t'\] must be a tensor.*got int"),  # type: ignore[dict-item]
+        (lambda: pc.PointCloud(POINTS).select([0]), "index must be bool.*got list"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_wrong_type_names_the_argument(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         call()
 
 
