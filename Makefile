@@ -1,5 +1,7 @@
-# make demo   the main job on real input: one table, one HTML page with pictures
-# make test   values (GPU kernels in Triton's interpreter), then ahead-of-time compilation
+# make demo      the main job on real input: one table, one HTML page with pictures
+# make test      values (GPU kernels in Triton's interpreter) and, at the same time, ahead-of-time compilation
+# make test-all  the same with the long sweeps
+# make fuzz      the properties on many more made-up inputs
 # Everything is installed into .venv from pyproject.toml at the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -10,23 +12,47 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 TRAIN_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 # torch's OpenMP threads must sleep between its loops: spinning, they hold the cores that our own threads need.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-values test-aot lint bench gpu-check train train-video train-nlp clean
+.PHONY: demo test test-all test-values test-aot fuzz coverage lint bench gpu-check train train-video train-nlp clean
 
 demo: $(STAMP)
 	$(BIN)/trisparse demo $(DEMO_ARGS)
 
-test: test-values test-aot
+# Processes of their own: Triton reads TRITON_INTERPRET when a kernel is decorated, so one process cannot do both.
+PYTEST := $(BIN)/python -m pytest tests
+VALUES = TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) --dist worksteal -q $(PYTEST_ARGS) -m
+AOT = $(PYTEST) -q $(PYTEST_ARGS) -m aot
 
-# Two processes: Triton reads TRITON_INTERPRET when a kernel is decorated, so one process cannot do both.
+# Compilation writes to a file while the values are tested, and is shown after them; either failing fails the target.
+define BOTH
+$(AOT) > $(VENV)/aot.log 2>&1 & aot=$$!; trap "kill $$aot 2> /dev/null" EXIT; \
+trap "kill $$aot 2> /dev/null; exit 130" INT TERM; \
+$(VALUES) $(1); values=$$?; \
+wait $$aot; compiled=$$?; cat $(VENV)/aot.log; \
+test $$values -eq 0 && test $$compiled -eq 0
+endef
+
+test: $(STAMP)
+	$(call BOTH,"not aot and not slow")
+
+test-all: $(STAMP)
+	$(call BOTH,"not aot")
+
 test-values: $(STAMP)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests -m "not aot" $(PYTEST_ARGS)
+	$(VALUES) "not aot and not slow"
 
 test-aot: $(STAMP)
-	$(BIN)/python -m pytest tests -m aot $(PYTEST_ARGS)
+	$(AOT)
+
+fuzz: $(STAMP)
+	TRISPARSE_FUZZ=20 TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) -q -k properties $(PYTEST_ARGS)
+
+coverage: $(STAMP)
+	$(VALUES) "not aot" --cov=common_kernels --cov=common_models --cov=pointcloud --cov=video --cov=nlp --cov=trisparse
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

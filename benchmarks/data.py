@@ -11,9 +11,14 @@ class Unavailable(Exception):
 
 
 def data_file(relative: str) -> Path:
-    """A file of real data, in $TRISPARSE_DATA or beside the checkout; Unavailable where it is absent."""
-    folder = Path(os.environ.get("TRISPARSE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    path = folder / relative
+    """A file of `data_folder`; Unavailable where it is absent."""
+    path = data_folder() / relative
     if not path.is_file():
         raise Unavailable(f"no {path} (TRISPARSE_DATA names the folder of real data)")
     return path
+
+
+def data_folder() -> Path:
+    """The folder of real data: $TRISPARSE_DATA where it is set, else ../shared/data beside the checkout."""
+    named = os.environ.get("TRISPARSE_DATA")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"

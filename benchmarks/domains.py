@@ -21,7 +21,7 @@ class Domain:
         only: the workloads of those cases that do not run on all.
         rounds: samples of each competitor, by default.
         quick_documents: documents of each corpus in a quick run; 0 where workloads are no corpora.
-        markdown: the tables for a README.
+        markdown: the tables for a document.
     """
 
     cases: Mapping[str, Callable[[Any, Settings], Iterator[Trial]]]

@@ -188,8 +188,12 @@ def with_error(value: float | None, error: float | None, signed: bool = False) -
     return f"{value:{'+' if signed else ''}.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
-def markdown(rows: Sequence[Row], threads: int = 1) -> str:
-    """One line per trial for a README: milliseconds of each competitor, ours with its speed-up, at `threads`."""
+def markdown(rows: Sequence[Row], threads: int = 1, measure: str = "wall_ms") -> str:
+    """One line per trial for a document: milliseconds of each competitor, ours with its speed-up, at `threads`.
+
+    Args:
+        measure: "wall_ms" or "cpu_ms".
+    """
     shown = [
         row for row in rows if "limit" not in row.competitor and (row.threads == threads or row.competitor == "spconv")
     ]
@@ -204,8 +208,8 @@ def markdown(rows: Sequence[Row], threads: int = 1) -> str:
             if row is None or row.status != "ok":
                 cells.append("wrong" if row is not None and row.status == "wrong" else "")
                 continue
-            times = speedup(row, group) if row.competitor == "trisparse" else None
-            cells.append(_number(row.wall_ms) + (f" ({times[0]:.1f}×)" if times else ""))
+            times = speedup(row, group, measure) if row.competitor == "trisparse" else None
+            cells.append(_number(getattr(row, measure)) + (f" ({times[0]:.1f}×)" if times else ""))
         lines.append(f"| {group[0].workload} | {group[0].shape} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

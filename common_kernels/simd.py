@@ -32,47 +32,47 @@ MAX_VECTORS = 2 if LANES == 8 else 4
 TILE_ROWS = (0, 12, 6, 4, 2) if LANES == 8 else (0, 12, 8, 8, 6)
 OUTER_ROWS = (0, 8, 4, 4, 4)
 
-_VF = ir.VectorType(F32, LANES)
-_VI = ir.VectorType(I32, LANES)
+VF = ir.VectorType(F32, LANES)
+VI = ir.VectorType(I32, LANES)
 
 
-class _BFloat(ir.types.Type):
+class BFloat(ir.types.Type):
     """LLVM's bfloat, which llvmlite does not know."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self) -> int:
         return hash("bfloat")
 
 
-_VB = ir.VectorType(_BFloat(), 2 * LANES)
+VB = ir.VectorType(BFloat(), 2 * LANES)
 
 
-def _load(builder: Any, address: Any, typ: Any, align: int) -> Any:
+def load_at(builder: Any, address: Any, typ: Any, align: int) -> Any:
     return builder.load(builder.inttoptr(address, typ.as_pointer()), typ=typ, align=align)
 
 
-def _store(builder: Any, value: Any, address: Any, align: int) -> None:
+def store_at(builder: Any, value: Any, address: Any, align: int) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
 
 
-def _splat(builder: Any, scalar: Any, vector: Any) -> Any:
+def splat(builder: Any, scalar: Any, vector: Any) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
 
 
-def _multiply_add(builder: Any, bf16: bool) -> Any:
+def make_multiply_add(builder: Any, bf16: bool) -> Any:
     """accumulator, x, w -> accumulator + x * w on vectors; in bf16, the sum of two adjacent products."""
     if bf16:
-        name, typ = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FunctionType(_VF, [_VF, _VB, _VB])
+        name, typ = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FunctionType(VF, [VF, VB, VB])
         dot = cgutils.get_or_insert_function(builder.module, typ, name)
         return lambda acc, x, w: builder.call(dot, [acc, x, w])
-    typ = ir.FunctionType(_VF, [_VF, _VF, _VF])
+    typ = ir.FunctionType(VF, [VF, VF, VF])
     fma = cgutils.get_or_insert_function(builder.module, typ, f"llvm.fma.v{LANES}f32")
     return lambda acc, x, w: builder.call(fma, [x, w, acc])
 
@@ -89,24 +89,24 @@ def gemm_tile(rows: int, vectors: int, bf16: bool) -> Any:
     def tile(context, acc, offset, x, w, steps, w_stride):
         def codegen(context, builder, signature, args):
             acc, offset, x, w, steps, w_stride = args
-            to = [builder.add(_load(builder, builder.add(acc, I64(8 * r)), I64, 8), offset) for r in range(rows)]
-            src = [_load(builder, builder.add(x, I64(8 * r)), I64, 8) for r in range(rows)]
+            to = [builder.add(load_at(builder, builder.add(acc, I64(8 * r)), I64, 8), offset) for r in range(rows)]
+            src = [load_at(builder, builder.add(x, I64(8 * r)), I64, 8) for r in range(rows)]
             sums = _load_sums(builder, to, vectors)
-            multiply_add = _multiply_add(builder, bf16)
+            multiply_add = make_multiply_add(builder, bf16)
             with cgutils.for_range(builder, steps) as loop:
                 line = builder.add(w, builder.mul(loop.index, w_stride))
                 step = builder.mul(loop.index, I64(4))
-                weights = _load_vectors(builder, line, vectors)
+                weights = load_vectors(builder, line, vectors)
                 if bf16:
-                    weights = [builder.bitcast(each, _VB) for each in weights]
+                    weights = [builder.bitcast(each, VB) for each in weights]
                 for r in range(rows):
                     address = builder.add(src[r], step)
                     if bf16:
-                        value = builder.bitcast(_splat(builder, _load(builder, address, I32, 2), _VI), _VB)
+                        value = builder.bitcast(splat(builder, load_at(builder, address, I32, 2), VI), VB)
                     else:
-                        value = _splat(builder, _load(builder, address, F32, 4), _VF)
-                    _add_products(builder, multiply_add, sums[r], value, weights)
-            _store_sums(builder, sums, to)
+                        value = splat(builder, load_at(builder, address, F32, 4), VF)
+                    add_products(builder, multiply_add, sums[r], value, weights)
+            store_sums(builder, sums, to)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), codegen
@@ -127,16 +127,16 @@ def outer_tile(rows: int, vectors: int) -> Any:
             acc, acc_stride, x, x_offset, g, g_offset, pairs = args
             to = [builder.add(acc, builder.mul(acc_stride, I64(r))) for r in range(rows)]
             sums = _load_sums(builder, to, vectors)
-            multiply_add = _multiply_add(builder, bf16=False)
+            multiply_add = make_multiply_add(builder, bf16=False)
             with cgutils.for_range(builder, pairs) as loop:
                 here = builder.mul(loop.index, I64(8))
-                src = builder.add(_load(builder, builder.add(x, here), I64, 8), x_offset)
-                line = builder.add(_load(builder, builder.add(g, here), I64, 8), g_offset)
-                lines = _load_vectors(builder, line, vectors)
+                src = builder.add(load_at(builder, builder.add(x, here), I64, 8), x_offset)
+                line = builder.add(load_at(builder, builder.add(g, here), I64, 8), g_offset)
+                lines = load_vectors(builder, line, vectors)
                 for r in range(rows):
-                    value = _splat(builder, _load(builder, builder.add(src, I64(4 * r)), F32, 4), _VF)
-                    _add_products(builder, multiply_add, sums[r], value, lines)
-            _store_sums(builder, sums, to)
+                    value = splat(builder, load_at(builder, builder.add(src, I64(4 * r)), F32, 4), VF)
+                    add_products(builder, multiply_add, sums[r], value, lines)
+            store_sums(builder, sums, to)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -144,7 +144,7 @@ def outer_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _row_kernel(out_type: Any, in_type: Any, compute: Any, emit: bool = True) -> Any:
+def row_kernel(out_type: Any, in_type: Any, compute: Any, emit: bool = True) -> Any:
     """A kernel over n numbers at address out and n at address x: `out[i] = compute(builder, out[i], x[i])`.
 
     compute works on vectors and on single lanes. A type is (LLVM type, bytes). One that is not emitted does nothing.
@@ -159,9 +159,9 @@ def _row_kernel(out_type: Any, in_type: Any, compute: Any, emit: bool = True) ->
             def body(at, lanes):
                 here = builder.add(out, builder.mul(at, I64(out_bytes)))
                 there = builder.add(x, builder.mul(at, I64(in_bytes)))
-                value = _load(builder, there, ir.VectorType(in_element, lanes), in_bytes)
-                old = _load(builder, here, ir.VectorType(out_element, lanes), out_bytes)
-                _store(builder, compute(builder, old, value), here, out_bytes)
+                value = load_at(builder, there, ir.VectorType(in_element, lanes), in_bytes)
+                old = load_at(builder, here, ir.VectorType(out_element, lanes), out_bytes)
+                store_at(builder, compute(builder, old, value), here, out_bytes)
 
             if emit:
                 _for_lanes(builder, n, body)
@@ -172,7 +172,7 @@ def _row_kernel(out_type: Any, in_type: Any, compute: Any, emit: bool = True) ->
     return row
 
 
-def _widen_bf16(builder: Any, bits: Any) -> Any:
+def widen_bf16(builder: Any, bits: Any) -> Any:
     lanes = bits.type.count
     word, wide = ir.VectorType(I32, lanes), ir.VectorType(F32, lanes)
     return builder.bitcast(builder.shl(builder.zext(bits, word), ir.Constant(word, [16] * lanes)), wide)
@@ -183,20 +183,18 @@ def _relu(builder: Any, x: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", x, zero), zero, x)  # NaN stays NaN
 
 
-def _narrow_bf16(builder: Any, x: Any) -> Any:
-    return builder.fptrunc(x, ir.VectorType(_BFloat(), x.type.count))
+def narrow_bf16(builder: Any, x: Any) -> Any:
+    return builder.fptrunc(x, ir.VectorType(BFloat(), x.type.count))
 
 
-_FLOAT, _BITS, _HALF = (F32, 4), (I16, 2), (_BFloat(), 2)
-copy_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: x)
-add_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: builder.fadd(old, x))
-add_row_bf16 = _row_kernel(_FLOAT, _BITS, lambda builder, old, x: builder.fadd(old, _widen_bf16(builder, x)))
-relu_row = _row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: _relu(builder, x))
+_FLOAT, _BITS, _HALF = (F32, 4), (I16, 2), (BFloat(), 2)
+copy_row = row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: x)
+add_row = row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: builder.fadd(old, x))
+add_row_bf16 = row_kernel(_FLOAT, _BITS, lambda builder, old, x: builder.fadd(old, widen_bf16(builder, x)))
+relu_row = row_kernel(_FLOAT, _FLOAT, lambda builder, old, x: _relu(builder, x))
 # Rounding to nearest even is one instruction where HAS_BF16_DOT; elsewhere LLVM would call a function for each number.
-round_row_bf16 = _row_kernel(_HALF, _FLOAT, lambda builder, old, x: _narrow_bf16(builder, x), HAS_BF16_DOT)
-relu_row_bf16 = _row_kernel(
-    _HALF, _FLOAT, lambda builder, old, x: _narrow_bf16(builder, _relu(builder, x)), HAS_BF16_DOT
-)
+round_row_bf16 = row_kernel(_HALF, _FLOAT, lambda builder, old, x: narrow_bf16(builder, x), HAS_BF16_DOT)
+relu_row_bf16 = row_kernel(_HALF, _FLOAT, lambda builder, old, x: narrow_bf16(builder, _relu(builder, x)), HAS_BF16_DOT)
 
 
 @intrinsic
@@ -210,19 +208,19 @@ def compress_valid(context, entries, n, source, slot):
         entries, n, source, slot = args
         narrow, mask = ir.VectorType(I16, LANES), ir.VectorType(ir.IntType(1), LANES)
         compress = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VI, [_VI, _VI, mask]), f"llvm.x86.avx512.mask.compress.v{LANES}i32"
+            builder.module, ir.FunctionType(VI, [VI, VI, mask]), f"llvm.x86.avx512.mask.compress.v{LANES}i32"
         )
-        lanes, zero = ir.Constant(_VI, list(range(LANES))), ir.Constant(_VI, [0] * LANES)
+        lanes, zero = ir.Constant(VI, list(range(LANES))), ir.Constant(VI, [0] * LANES)
         found = cgutils.alloca_once_value(builder, I64(0))
         with cgutils.for_range(builder, builder.sdiv(n, I64(LANES))) as loop:
             first, at = builder.mul(loop.index, I64(LANES)), builder.load(found, typ=I64)
-            values = _load(builder, builder.add(entries, builder.mul(first, I64(4))), _VI, 4)
+            values = load_at(builder, builder.add(entries, builder.mul(first, I64(4))), VI, 4)
             valid = builder.icmp_signed(">=", values, zero)
-            here = builder.add(lanes, _splat(builder, builder.trunc(first, I32), _VI))
+            here = builder.add(lanes, splat(builder, builder.trunc(first, I32), VI))
             rows = builder.call(compress, [values, zero, valid])
-            _store(builder, rows, builder.add(source, builder.mul(at, I64(4))), 4)
+            store_at(builder, rows, builder.add(source, builder.mul(at, I64(4))), 4)
             positions = builder.trunc(builder.call(compress, [here, zero, valid]), narrow)
-            _store(builder, positions, builder.add(slot, builder.mul(at, I64(2))), 2)
+            store_at(builder, positions, builder.add(slot, builder.mul(at, I64(2))), 2)
             builder.store(builder.add(at, _count_lanes(builder, valid)), found)
         return builder.load(found, typ=I64)
 
@@ -236,8 +234,8 @@ def count_valid(context, entries, n):
     def codegen(context, builder, signature, args):
         found = cgutils.alloca_once_value(builder, I64(0))
         with cgutils.for_range(builder, builder.sdiv(args[1], I64(LANES))) as loop:
-            values = _load(builder, builder.add(args[0], builder.mul(loop.index, I64(4 * LANES))), _VI, 4)
-            valid = builder.icmp_signed(">=", values, ir.Constant(_VI, [0] * LANES))
+            values = load_at(builder, builder.add(args[0], builder.mul(loop.index, I64(4 * LANES))), VI, 4)
+            valid = builder.icmp_signed(">=", values, ir.Constant(VI, [0] * LANES))
             builder.store(builder.add(builder.load(found, typ=I64), _count_lanes(builder, valid)), found)
         return builder.load(found, typ=I64)
 
@@ -260,27 +258,27 @@ def _for_lanes(builder: Any, n: Any, body: Any) -> None:
         body(builder.add(done, loop.index), 1)
 
 
-def _load_vectors(builder: Any, address: Any, vectors: int) -> list[Any]:
-    return [_load(builder, builder.add(address, I64(4 * LANES * v)), _VF, 4) for v in range(vectors)]
+def load_vectors(builder: Any, address: Any, vectors: int) -> list[Any]:
+    return [load_at(builder, builder.add(address, I64(4 * LANES * v)), VF, 4) for v in range(vectors)]
 
 
 def _load_sums(builder: Any, addresses: list[Any], vectors: int) -> list[list[Any]]:
     """Stack slots, which LLVM turns into registers, filled from the rows at `addresses`."""
     sums = []
     for address in addresses:
-        slots = [cgutils.alloca_once(builder, _VF) for _ in range(vectors)]
-        for slot, value in zip(slots, _load_vectors(builder, address, vectors)):
+        slots = [cgutils.alloca_once(builder, VF) for _ in range(vectors)]
+        for slot, value in zip(slots, load_vectors(builder, address, vectors)):
             builder.store(value, slot)
         sums.append(slots)
     return sums
 
 
-def _add_products(builder: Any, multiply_add: Any, slots: list[Any], value: Any, vectors: list[Any]) -> None:
+def add_products(builder: Any, multiply_add: Any, slots: list[Any], value: Any, vectors: list[Any]) -> None:
     for slot, vector in zip(slots, vectors):
-        builder.store(multiply_add(builder.load(slot, typ=_VF), value, vector), slot)
+        builder.store(multiply_add(builder.load(slot, typ=VF), value, vector), slot)
 
 
-def _store_sums(builder: Any, sums: list[list[Any]], addresses: list[Any]) -> None:
+def store_sums(builder: Any, sums: list[list[Any]], addresses: list[Any]) -> None:
     for slots, address in zip(sums, addresses):
         for v, slot in enumerate(slots):
-            _store(builder, builder.load(slot, typ=_VF), builder.add(address, I64(4 * LANES * v)), 4)
+            store_at(builder, builder.load(slot, typ=VF), builder.add(address, I64(4 * LANES * v)), 4)

@@ -51,6 +51,8 @@ def shown(steps: Iterable[Any], what: str, total: int, progress: bool, first: in
     """`steps` with a progress bar, where one is wanted."""
     if not progress:
         return steps
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress bars need tqdm: pip install tqdm, or pass progress=False") from error
     return tqdm(steps, what, total, initial=first, unit=unit)

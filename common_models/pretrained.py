@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common_kernels.checks import describe
 from common_models.acceleration import Acceleration
+from common_models.cards import ModelCard
 from common_models.files import replace_atomically
 from common_models.names import did_you_mean
 
+Card = TypeVar("Card", bound=ModelCard)
 FP16_LIMIT = torch.finfo(torch.float16).max
 
 
@@ -58,11 +59,7 @@ def read_card(path: Path, domain: str) -> dict[str, Any] | None:
     Raises:
         ValueError: not a safetensors file, a card of another domain, or one that is no JSON object.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata = read_metadata(path)
     if "card" not in metadata:
         return None
     wrote = metadata.get("domain", domain)  # files from before the header named it
@@ -80,9 +77,8 @@ def read_card(path: Path, domain: str) -> dict[str, Any] | None:
 def domain_of(path: Path) -> str | None:
     """The domain that a weights file names in its header; None for a file without, or of another kind."""
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("domain")
-    except (SafetensorError, OSError):
+        return read_metadata(path).get("domain")
+    except ValueError:
         return None
 
 
@@ -97,7 +93,9 @@ def write_weights(
     Raises:
         ValueError: a matrix that is not finite in fp16.
         TypeError: a card that is not made of JSON's values.
+        ImportError: safetensors is not installed.
     """
+    save_file = _safetensors().torch.save_file
     metadata = {"card": json.dumps(card), "domain": domain}
     rounded = {key: _rounded(key, value.detach().cpu(), fp32) for key, value in state.items()}
     with replace_atomically(path) as partial:
@@ -133,6 +131,21 @@ def check_saveable(model: nn.Module) -> None:
         )
 
 
+def card_of(model: nn.Module, card: Card | None, kind: type[Card]) -> Card:
+    """The card to save a network with: the one given, else the network's attribute `card`.
+
+    Raises:
+        TypeError: a card of another kind.
+        ValueError: there is none.
+    """
+    found = getattr(model, "card", None) if card is None else card
+    if found is None:
+        raise ValueError("card must be given for a model that does not carry one as its attribute card")
+    if not isinstance(found, kind):
+        raise TypeError(f"card must be a {kind.__module__}.{kind.__name__}, got {type(found).__name__}")
+    return found
+
+
 def load_fitting(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
     """Give a network, built on the meta device, the file's tensors in its own dtypes and in memory of their own.
 
@@ -159,11 +172,39 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: not a safetensors file.
     """
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        ValueError: not a safetensors file.
+        ImportError: safetensors is not installed.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    package = _safetensors()
     try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
+        with package.safe_open(path, "pt") as file:
+            yield file
+    except (package.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _safetensors() -> Any:
+    """The package, loaded where it is used: networks can be built and run without it."""
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("weights files need safetensors: pip install safetensors") from error
+    return safetensors
 
 
 def numbered_classes(n: int) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""What one forward pass of a network computes from what: its operations, and the modules in which they ran."""
+"""What a network of images computes from what in one forward pass: operations, and the modules in which they ran."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from common_models.modes import evaluating
 
 # Frame sides that are tried until the network accepts one: a small one first, it costs least.
 SIDES = (64, 224, 32, 28, 96, 112, 128, 160, 176, 192, 256, 299, 384, 512)
@@ -61,7 +62,7 @@ def trace(model: nn.Module) -> Trace:
     channels = 3 if convolution is None else convolution.in_channels
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     first_error: Exception | None = None
-    with _evaluating(model):
+    with evaluating(model):
         for side in SIDES:
             frame = torch.zeros(1, channels, side, side, dtype=weight.dtype, device=weight.device)
             try:
@@ -72,19 +73,6 @@ def trace(model: nn.Module) -> Trace:
         f"model must accept frames [N, {channels}, H, W]; [1, {channels}, {SIDES[0]}, {SIDES[0]}] and larger ones "
         f"raised {type(first_error).__name__}: {first_error}"
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block. The flags are set one by one: networks override `train`."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        for module in flags:
-            module.training = False
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def _run(model: nn.Module, frame: Tensor) -> Trace:

@@ -94,6 +94,14 @@ def accelerate(
     left padding where a pooler or head reads the first column. `output_attentions` is refused. What reads the states of
     padding finds zeros: in a causal loss on a batch that is padded on the left, leave out the label of each row's first
     token (-100).
+
+    Example:
+        >>> import nlp
+        >>> model = nlp.load_pretrained("all-minilm-l6-v2")
+        >>> tokenizer = nlp.load_tokenizer("all-minilm-l6-v2")
+        >>> batch = tokenizer(["one text", "and a longer text"], padding=True, return_tensors="pt")
+        >>> nlp.accelerate(model)(**batch).kept[0]  # tokens of each text, padding not counted
+        tensor([4, 6])
     """
     attention.register()
     parts = _parts(model)

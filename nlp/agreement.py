@@ -64,6 +64,13 @@ def compare(
         TypeError: data of another type; a network that is not of Hugging Face.
         ValueError: a batch without ids, a mask of another shape, texts without a known tokenizer, an architecture
             that is not known.
+
+    Example:
+        >>> import nlp
+        >>> model = nlp.load_pretrained("all-minilm-l6-v2")
+        >>> agreement = nlp.compare(model, nlp.accelerate(model), ["one text", "and a longer text"])
+        >>> agreement.kept, bool(agreement.cosine.min() > 0.9999)
+        (1.0, True)
     """
     networks = [parts_of(one).base for one in (model, faster)]
     cosines: list[Tensor] = []

@@ -1,5 +1,6 @@
 """Sparse convolution on point clouds, with spconv's names: `import pointcloud as spconv` runs existing model code."""
 
+from common_models.acceleration import restore
 from pointcloud import conv, functional, models, modules, pool
 from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import Agreement, compare
@@ -53,13 +54,11 @@ from pointcloud.pool import (
     SparseMaxPool3d,
     SparseMaxPool4d,
 )
-from pointcloud.pretrained import list_pretrained, load_pretrained
+from pointcloud.pretrained import ModelCard, list_pretrained, load_pretrained, save_pretrained
 from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.spconv_weights import convert_weight
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
-from pointcloud.voxels.grid import VoxelGrid
-from pointcloud.voxels.point_to_voxel import PointToVoxel
-from pointcloud.voxels.voxelize import devoxelize, voxelize
+from pointcloud.voxels import PointToVoxel, VoxelGrid, devoxelize, voxelize
 
 __all__ = [
     "Acceleration",
@@ -69,6 +68,7 @@ __all__ = [
     "ConvAlgo",
     "Identity",
     "JoinTable",
+    "ModelCard",
     "PointCloud",
     "PointToVoxel",
     "RemoveGrid",
@@ -124,6 +124,8 @@ __all__ = [
     "modules",
     "pool",
     "read_points",
+    "restore",
+    "save_pretrained",
     "sparse_add",
     "voxelize",
     "write_ply",

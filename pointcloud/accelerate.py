@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from common_models import acceleration, dtypes
+from common_models.folding import fold_batch_norm
+from common_models.modes import check_evaluating, is_hooked, owns_weight
 from pointcloud.conv import SparseConvolution
 from pointcloud.models.residual import FusedResidualBlock, ResidualBlock
 from pointcloud.modules import Identity, SparseBatchNorm, SparseReLU, SparseSequential
@@ -17,32 +21,41 @@ from pointcloud.tensor import SparseConvTensor
 
 BATCH_NORMS = (nn.BatchNorm1d, SparseBatchNorm)
 RELUS = (nn.ReLU, SparseReLU)
+# Activations that a person may expect to be folded like ReLU.
+OTHER_ACTIVATIONS = (
+    nn.ELU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Acceleration:
-    """What `accelerate` changed.
+@dataclass(frozen=True, kw_only=True)
+class Acceleration(acceleration.Acceleration):
+    """What `accelerate` changed. `changed` and `left` name modules of the given model.
 
     Attributes:
-        batch_norms: batch norms folded into the weights of the convolution before them.
-        activations: ReLUs computed by the convolution before them.
-        residuals: sums of a residual block computed by its second convolution.
-        convolutions: sparse convolutions, folded or not.
+        batch_norms: number of batch norms folded into the weights of the convolution before them.
+        activations: number of ReLUs computed by the convolution before them.
+        residuals: number of sums of a residual block computed by its second convolution.
+        convolutions: number of sparse convolutions, folded or not.
         batch_norms_left: names of the batch norms still computed on their own.
-        dtype: in which the convolutions compute, None for that of the model.
     """
 
-    batch_norms: int
-    activations: int
-    residuals: int
-    convolutions: int
-    batch_norms_left: tuple[str, ...]
-    dtype: torch.dtype | None
+    batch_norms: int = 0
+    activations: int = 0
+    residuals: int = 0
+    convolutions: int = 0
+    batch_norms_left: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line: what was done."""
+        return (
+            f"{self.convolutions} sparse convolutions compute in {dtypes.name_of(self.dtype)} and took over "
+            f"{self.batch_norms} batch norms, {self.activations} ReLUs and {self.residuals} sums"
+        )
 
 
-def accelerate(model: Model, dtype: str | torch.dtype | None = None, fold: bool = True) -> Model:
+def accelerate(model: Model, *, dtype: str | torch.dtype | None = None, fold: bool = True) -> Model:
     """A copy of the model that computes the same, faster, for inference.
 
     * Batch norms with running statistics that directly follow a sparse convolution in a SparseSequential or
@@ -55,58 +68,69 @@ def accelerate(model: Model, dtype: str | torch.dtype | None = None, fold: bool 
       the output has the dtype of the original's. This changes results: see `compare`.
 
     Args:
-        model: in eval mode, anywhere on any device. It is not changed.
-        dtype: torch.bfloat16 or torch.float16; None keeps the model's; "auto" takes bf16 where the device computes it
-            faster (CPUs with AVX512-BF16, GPUs from compute capability 8.0), else keeps the model's.
+        model: in evaluation mode, on any device. It is not changed; `restore` gives it back.
+        dtype: None keeps the model's. "auto" is the fastest on the model's device: bf16 for a model in fp32 where the
+            device multiplies bf16 (CPUs with AVX512-BF16 or AMX, GPUs from compute capability 8.0). Else "fp32",
+            "bf16", "fp16" or the torch dtype.
         fold: whether to fold; without it only `dtype` and the order of the weights change.
 
     Returns:
         The copy, with what was done in its attribute `acceleration`, an `Acceleration`.
 
     Raises:
-        ValueError: a model in training mode, batch norm without running statistics, an unknown dtype.
+        TypeError: a dtype that is neither a name nor a torch dtype.
+        ValueError: a model in training mode or accelerated already, batch norm without running statistics, a dtype
+            that is unknown or not among those above.
+
+    Example:
+        >>> import pointcloud
+        >>> from pointcloud import SparseSequential, SubMConv3d
+        >>> from torch import nn
+        >>> model = SparseSequential(SubMConv3d(4, 16, 3, bias=False), nn.BatchNorm1d(16), nn.ReLU()).eval()
+        >>> faster = pointcloud.accelerate(model, dtype="auto")
+        >>> [type(module).__name__ for module in faster]
+        ['SubMConv3d', 'Identity', 'Identity']
     """
-    target = _dtype(dtype, model)
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise ValueError(
-            f"model must be in eval mode, but {training[0]} ({len(training)} modules in all) is in training mode: "
-            "call model.eval() first"
-        )
-    fast = copy.deepcopy(model).requires_grad_(False)
-    counts: Counter[str] = Counter()
+    acceleration.check_not_accelerated(model)
+    check_evaluating(model)
+    target = dtypes.resolve(dtype, model)
     if fold:
-        _check_statistics(fast)
-        _Folder(fast, counts).run()
+        _check_statistics(model)
+    fast = copy.deepcopy(model).requires_grad_(False)
+    report = _Report(fast)
+    if fold:
+        _Folder(fast, report).run()
     convolutions = [module for module in fast.modules() if isinstance(module, SparseConvolution)]
-    for conv in filter(_plain, convolutions):
-        if target is not None:
+    casting = dtype is not None and any(conv.weight.dtype != target for conv in convolutions)
+    for conv in convolutions:
+        if not owns_weight(conv):
+            report.leave(conv, _why_bound(conv))
+            continue
+        if casting:
             _cast(conv, target)
-        if type(conv).forward is SparseConvolution.forward:  # another one may ask for a view of the weight
+            report.change(conv)
+        if type(conv).forward is SparseConvolution.forward:
             _pack(conv)
-    if target is not None:
-        _meet_other_dtypes(fast, target, next((p.dtype for p in model.parameters()), target))
-    left = tuple(name for name, m in fast.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+            report.change(conv)
+        elif not casting:
+            report.leave(conv, "its class has a forward of its own, which may read the weight in another order")
+    if casting:
+        _meet_other_dtypes(fast, target, dtypes.own(model))
+    report.leave_the_rest(fast, fold)
     fast.acceleration = Acceleration(  # type: ignore[assignment]
-        counts["batch_norms"], counts["activations"], counts["residuals"], len(convolutions), left, target
+        dtype=target,
+        changed=report.changed(),
+        left=report.left(),
+        original=model,
+        batch_norms=report.counts["batch_norms"],
+        activations=report.counts["activations"],
+        residuals=report.counts["residuals"],
+        convolutions=len(convolutions),
+        batch_norms_left=tuple(
+            name for name, m in fast.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ),
     )
     return fast
-
-
-def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype | None:
-    if dtype is None or dtype in (torch.bfloat16, torch.float16):
-        return dtype
-    if dtype != "auto":
-        raise ValueError(f"dtype must be None, 'auto', torch.bfloat16 or torch.float16, got {dtype!r}")
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.dtype != torch.float32:
-        return None
-    if parameter.device.type == "cuda":
-        fast = torch.cuda.get_device_capability(parameter.device) >= (8, 0)
-    else:
-        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        fast = parameter.device.type == "cpu" and supported is not None and bool(supported())
-    return torch.bfloat16 if fast else None
 
 
 def _check_statistics(model: nn.Module) -> None:
@@ -118,18 +142,62 @@ def _check_statistics(model: nn.Module) -> None:
             )
 
 
+class _Report:
+    """What became of each module of the model, by its name before anything was replaced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # The modules are kept: what is replaced must not be freed, its id would be given to another.
+        self.modules = dict(model.named_modules())
+        self.names = {id(module): name for name, module in self.modules.items()}
+        self.counts: Counter[str] = Counter()
+        self._changed: set[str] = set()
+        self._left: dict[str, str] = {}
+
+    def change(self, module: nn.Module, count: str | None = None) -> None:
+        self._changed.add(self.names[id(module)])
+        if count is not None:
+            self.counts[count] += 1
+
+    def leave(self, module: nn.Module, why: str) -> None:
+        self._left.setdefault(self.names[id(module)], why)
+
+    def leave_the_rest(self, model: nn.Module, fold: bool) -> None:
+        """Give a reason for every batch norm, activation and residual block that is still there without one."""
+        for module in model.modules():
+            if isinstance(module, OTHER_ACTIVATIONS):
+                self.leave(module, "a sparse convolution computes no activation but ReLU")
+            elif not isinstance(module, (nn.modules.batchnorm._BatchNorm, *RELUS, ResidualBlock)):
+                continue
+            elif not fold:
+                self.leave(module, "fold=False")
+            elif not isinstance(module, ResidualBlock):
+                self.leave(
+                    module, "no sparse convolution stands directly before it in a SparseSequential or nn.Sequential"
+                )
+            elif type(module) is ResidualBlock:
+                self.leave(module, "it is the model itself, not a part of it")
+            else:
+                self.leave(module, f"its class, {type(module).__name__}, is derived from ResidualBlock")
+
+    def changed(self) -> list[str]:
+        return [name for name in self.modules if name in self._changed]
+
+    def left(self) -> dict[str, str]:
+        return {name: self._left[name] for name in self.modules if name in self._left}
+
+
 class _Folder:
     """Folds one model in place."""
 
-    def __init__(self, model: nn.Module, counts: Counter[str]) -> None:
+    def __init__(self, model: nn.Module, report: _Report) -> None:
         self.model = model
-        self.counts = counts
+        self.report = report
         # A module in two places computes the same in both, so it cannot take over what follows in one of them.
         self.uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
 
     def run(self) -> None:
         for module in list(self.model.modules()):
-            if type(module).forward in (SparseSequential.forward, nn.Sequential.forward) and not _hooked(module):
+            if isinstance(module, (SparseSequential, nn.Sequential)):
                 self._sequential(module)
         for parent in list(self.model.modules()):
             for name, child in list(parent.named_children()):
@@ -139,28 +207,66 @@ class _Folder:
     def _sequential(self, container: nn.Module) -> None:
         """Fold conv - BN - ReLU, conv - BN and conv - ReLU. Identities keep names and positions of the others."""
         entries: list[tuple[str, nn.Module | None]] = list(container._modules.items())
-        none: tuple[str, nn.Module | None] = ("", None)
-        for (_, conv), follower, last in zip(entries, entries[1:], [*entries[2:], none]):
-            if not isinstance(conv, SparseConvolution) or not self._free(conv) or conv.activation != "none":
+        nothing: tuple[str, nn.Module | None] = ("", None)
+        for (_, conv), follower, last in zip(entries, entries[1:], [*entries[2:], nothing]):
+            if not isinstance(conv, SparseConvolution):
                 continue
             name, module = follower
-            if isinstance(module, nn.BatchNorm1d) and type(module) in BATCH_NORMS and not _hooked(module):
+            why = self._why_not(container, conv)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if not self._takes(module, BATCH_NORMS, why):
+                    self._leave_relu(last[1])
+                    continue
                 fold_batch_norm(conv, module)
-                self._replace(container, name, "batch_norms")
+                self._replace(container, name, conv, "batch_norms")
                 name, module = last
-            if isinstance(module, nn.ReLU) and type(module) in RELUS and not _hooked(module):
+            if isinstance(module, nn.ReLU) and self._takes(module, RELUS, why):
                 conv.activation = "relu"
-                self._replace(container, name, "activations")
+                self._replace(container, name, conv, "activations")
+
+    def _takes(self, module: nn.Module, classes: tuple[type[nn.Module], ...], why: str | None) -> bool:
+        """Whether the convolution before the module takes it over; the reason is noted where it does not."""
+        if type(module) not in classes:
+            why = f"it is no {classes[0].__name__} but a {type(module).__name__}"
+        elif is_hooked(module):
+            why = "it carries hooks"
+        if why is not None:
+            self.report.leave(module, why)
+        return why is None
+
+    def _leave_relu(self, module: nn.Module | None) -> None:
+        if isinstance(module, nn.ReLU):
+            self.report.leave(module, "the batch norm before it was left")
+
+    def _why_not(self, container: nn.Module, conv: SparseConvolution) -> str | None:
+        """Why nothing may become part of a convolution in this container, or None."""
+        if type(container).forward not in (SparseSequential.forward, nn.Sequential.forward):
+            return f"the forward of its container, a {type(container).__name__}, is its own"
+        if is_hooked(container):
+            return "its container carries hooks"
+        if self.uses[id(conv)] > 1:
+            return "the convolution before it is used in several places"
+        if not owns_weight(conv):
+            return f"the convolution before it is left: {_why_bound(conv)}"
+        if type(conv).forward is not SparseConvolution.forward:
+            return f"the convolution before it is a {type(conv).__name__} with a forward of its own"
+        if conv.activation != "none":
+            return f"the convolution before it ends with an activation, {conv.activation}"
+        return None
 
     def _residual(self, parent: nn.Module, name: str, block: ResidualBlock) -> None:
         """Replace a block whose batch norms were folded."""
         first, second = block.net[0], block.net[3]
         rest = [block.net[i] for i in (1, 2, 4)]
-        if _hooked(block) or _hooked(block.net) or not all(type(module) is Identity for module in rest):
+        if is_hooked(block) or is_hooked(block.net):
+            self.report.leave(block, "it carries hooks")
+            return
+        if not all(type(module) is Identity for module in rest):
+            self.report.leave(block, "one of its batch norms or its ReLU was left")
             return
         assert isinstance(first, SparseConvolution) and isinstance(second, SparseConvolution)
         shortcut: nn.Module | None = block.downsample
-        if block.downsample is not None and type(block.downsample[1]) is Identity and not _hooked(block.downsample):
+        if block.downsample is not None and type(block.downsample[1]) is Identity and not is_hooked(block.downsample):
             shortcut = block.downsample[0]
             assert isinstance(shortcut, SparseConvolution) and second.bias is not None and shortcut.bias is not None
             # Two biases are one: a pass over the shortcut less.
@@ -170,32 +276,20 @@ class _Folder:
         fused = FusedResidualBlock(first, second, shortcut)  # type: ignore[arg-type]
         fused.train(block.training)
         parent.add_module(name, fused)
-        self.counts["residuals"] += 1
-        self.counts["activations"] += 1
+        self.report.change(block, "residuals")
+        self.report.counts["activations"] += 1
 
-    def _free(self, conv: SparseConvolution) -> bool:
-        return self.uses[id(conv)] == 1 and _plain(conv) and type(conv).forward is SparseConvolution.forward
-
-    def _replace(self, container: nn.Module, name: str, count: str) -> None:
+    def _replace(self, container: nn.Module, name: str, conv: nn.Module, count: str) -> None:
+        self.report.change(container._modules[name], count)  # type: ignore[arg-type]
+        self.report.change(conv)
         container._modules[name] = Identity().eval()
-        self.counts[count] += 1
 
 
-def fold_batch_norm(conv: SparseConvolution, norm: nn.BatchNorm1d) -> None:
-    """Make `conv` compute `norm(conv(x))`, with the norm's running statistics."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    bias = -norm.running_mean.double() * scale
-    if conv.bias is not None:
-        bias = bias + conv.bias.detach().double() * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.detach().double()
-    weight = conv.weight.detach().double() * scale.view(-1, *[1] * (conv.weight.ndim - 1))
-    dtype = conv.weight.dtype
-    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+def _why_bound(conv: SparseConvolution) -> str:
+    """Why a convolution's weight is not free to be replaced."""
+    if is_hooked(conv):
+        return "it carries hooks"
+    return "its weight is no parameter of its own (a parametrisation, or a tensor that other code sets)"
 
 
 def _pack(conv: SparseConvolution) -> None:
@@ -216,52 +310,16 @@ def _meet_other_dtypes(model: nn.Module, dtype: torch.dtype, outside: torch.dtyp
     for module in model.modules():
         own = next((p.dtype for p in module.parameters(recurse=False) if p.is_floating_point()), None)
         if isinstance(module, SparseConvolution):
-            module.register_forward_pre_hook(_InputCast(own or dtype, None), with_kwargs=True)
+            module.register_forward_pre_hook(dtypes.InputCast(own or dtype, leaf=_cast_features), with_kwargs=True)
         # Batch norm itself takes rows in bf16 with statistics in fp32.
         elif own not in (None, dtype) and not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.register_forward_pre_hook(_InputCast(own, dtype), with_kwargs=True)
-    model.register_forward_hook(_OutputCast(outside, dtype))
+            module.register_forward_pre_hook(dtypes.InputCast(own, dtype, _cast_features), with_kwargs=True)
+    model.register_forward_hook(dtypes.OutputCast(outside, dtype, _cast_features))
 
 
-# Hooks are classes so that a model that carries them can be copied and pickled.
-@dataclass(frozen=True)
-class _InputCast:
-    dtype: torch.dtype
-    only: torch.dtype | None
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return _to(args, self.dtype, self.only), _to(kwargs, self.dtype, self.only)
-
-
-@dataclass(frozen=True)
-class _OutputCast:
-    dtype: torch.dtype
-    only: torch.dtype
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return _to(output, self.dtype, self.only)
-
-
-def _to(value: Any, dtype: torch.dtype, only: torch.dtype | None) -> Any:
-    """Floating tensors and features (those of dtype `only`, if given), in any nesting of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() and only in (None, value.dtype) else value
-    if isinstance(value, SparseConvTensor):
-        features = _to(value.features, dtype, only)
-        return value if features is value.features else value.replace_feature(features)
-    if type(value) in (tuple, list):
-        return type(value)(_to(item, dtype, only) for item in value)
-    if type(value) is dict:
-        return {key: _to(item, dtype, only) for key, item in value.items()}
-    return value
-
-
-def _plain(conv: SparseConvolution) -> bool:
-    """Whether the weight is a parameter of its own, free to be replaced."""
-    return not _hooked(conv) and not nn.utils.parametrize.is_parametrized(conv)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _cast_features(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
+    """A sparse tensor with its features cast, the very object where they have their dtype already."""
+    if not isinstance(value, SparseConvTensor):
+        return value
+    features = cast(value.features)
+    return value if features is value.features else value.replace_feature(features)

@@ -202,7 +202,15 @@ class SubMConv2d(SubMConv):
 
 
 class SubMConv3d(SubMConv):
-    """Submanifold convolution over 3 axes: see SparseConvolution."""
+    """Submanifold convolution over 3 axes: see SparseConvolution.
+
+    Example:
+        >>> import torch, pointcloud
+        >>> cells = torch.tensor([[0, 2, 3, 1], [0, 2, 4, 1]], dtype=torch.int32)
+        >>> x = pointcloud.SparseConvTensor(torch.ones(2, 4), cells, spatial_shape=[8, 8, 8], batch_size=1)
+        >>> pointcloud.SubMConv3d(4, 16, kernel_size=3)(x).features.shape
+        torch.Size([2, 16])
+    """
 
     NDIM = 3
 

@@ -171,7 +171,8 @@ class SparseConvolution(SparseModule):
             residual: [M, out_channels], likewise, in the order of the output rows.
 
         Raises:
-            ValueError: a wrong type, dtype, channel count or dimension; an indice_key that is unknown or stands for
+            TypeError: an input that is no SparseConvTensor.
+            ValueError: a wrong dtype, channel count or dimension; an indice_key that is unknown or stands for
                 another map; coordinates outside of the grid, or repeated ones.
         """
         self._check(input)
@@ -189,7 +190,7 @@ class SparseConvolution(SparseModule):
 
     def _check(self, input: Any) -> None:
         if not isinstance(input, SparseConvTensor):
-            raise ValueError(f"input must be a SparseConvTensor, got {type(input).__name__}")
+            raise TypeError(f"input must be a SparseConvTensor, got {type(input).__name__}")
         if len(input.spatial_shape) != self.ndim:
             raise ValueError(f"input must have {self.ndim} axes, got spatial_shape {input.spatial_shape}")
         if input.features.shape[1] != self.in_channels:

@@ -78,13 +78,14 @@ class Coordinates:
         batch_size: number of samples.
 
     Raises:
+        TypeError: indices that are no tensor.
         ValueError: a wrong dtype or shape, or a grid beyond 64-bit keys. Coordinates outside of the grid and repeated
             ones are found with the first map, or by `check`.
     """
 
     def __init__(self, indices: Tensor, spatial_shape: Sequence[int], batch_size: int) -> None:
         if not isinstance(indices, Tensor):
-            raise ValueError(f"indices must be an int32 tensor [N, 1 + D], got {type(indices).__name__}")
+            raise TypeError(f"indices must be an int32 tensor [N, 1 + D], got {type(indices).__name__}")
         if indices.dtype not in (torch.int32, torch.int64) or indices.ndim != 2 or not 2 <= indices.shape[1] <= 5:
             raise ValueError(f"indices must be int32 [N, 1 + D] with D from 1 to 4, got {describe(indices)}")
         ndim = indices.shape[1] - 1

@@ -20,6 +20,7 @@ def sparse_add(*tensors: SparseConvTensor) -> SparseConvTensor:
     otherwise its rows stand in order of first occurrence, beginning with the largest operand, and it has no keys.
 
     Raises:
+        TypeError: an operand that is no SparseConvTensor.
         ValueError: no tensor, or tensors of different grid, batch size, channels or device.
     """
     if not tensors:
@@ -27,7 +28,7 @@ def sparse_add(*tensors: SparseConvTensor) -> SparseConvTensor:
     first = tensors[0]
     for x in tensors:
         if not isinstance(x, SparseConvTensor):
-            raise ValueError(f"sparse_add takes sparse tensors, got {type(x).__name__}")
+            raise TypeError(f"sparse_add takes SparseConvTensors, got {type(x).__name__}")
         if (x.spatial_shape, x.batch_size, x.features.shape[1], x.features.device) != (
             first.spatial_shape,
             first.batch_size,
@@ -81,7 +82,7 @@ def depthwise(x: Tensor, map: KernelMap, weight: Tensor) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-    """Its gradients are sums of the same form, so both are built of `_Depthwise` and `_tap_products` again."""
+    """The depthwise sum. Its gradients are sums of the same form, built of `_Depthwise` and `_tap_products` again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, table: Tensor, transposed: Tensor, mirrored: bool) -> Tensor:

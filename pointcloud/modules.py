@@ -69,7 +69,7 @@ def _apply(module: nn.Module, features: Tensor) -> Tensor:
 
 
 class _OnFeatures:
-    """Mixed into a module of torch: applied to a sparse tensor it acts on its features."""
+    """Mixin for a module of torch: given a sparse tensor, the module acts on the features."""
 
     def forward(self, input: Any) -> Any:
         act = super().forward  # type: ignore[misc]

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pointcloud.io.files import atomic_file
+from common_models.files import replace_atomically
 from pointcloud.points import PointCloud
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def class_colors(class_names: Sequence[str]) -> npt.NDArray[np.uint8]:
     return colors
 
 
-def _splat(columns: Array, rows: Array, colors: Array, width: int, height: int, size: tuple[float, float]) -> Array:
+def splat(columns: Array, rows: Array, colors: Array, width: int, height: int, size: tuple[float, float]) -> Array:
     """Paint points in their order, later ones over earlier ones -> RGBA uint8 [height, width, 4].
 
     columns, rows: float pixel positions. size: width and height of a point in pixels.
@@ -161,7 +160,7 @@ def _draw_bev(axes: Axes, box: _Box, xyz: Array, colors: Array, sensor: bool) ->
     points = xyz[order]
     columns, rows = (points[:, 0] - x0) / (x1 - x0) * box.width, (y1 - points[:, 1]) / (y1 - y0) * box.height
     size = _point_pixels(len(points), box.width * box.height * 0.5, 1.5, 4.0)
-    image = _splat(columns, rows, colors[order], box.width, box.height, (size, size))
+    image = splat(columns, rows, colors[order], box.width, box.height, (size, size))
     axes.imshow(image, extent=(x0, x1, y0, y1), aspect="auto", interpolation="nearest", zorder=2)
     axes.set_xlim(x0, x1)
     axes.set_ylim(y0, y1)
@@ -217,7 +216,7 @@ def _draw_range(axes: Axes, box: _Box, xyz: Array, colors: Array) -> None:
     columns = (right - azimuth) / (right - left) * box.width
     rows = (high - elevation) / (high - low) * box.height
     size = _point_pixels(len(xyz), box.width * box.height * 1.0, 1.0, 6.0)
-    image = _splat(columns[order], rows[order], colors[order], box.width, box.height, (size * 0.8, size * 1.25))
+    image = splat(columns[order], rows[order], colors[order], box.width, box.height, (size * 0.8, size * 1.25))
     axes.imshow(image, extent=(right, left, low, high), aspect="auto", interpolation="nearest")
     axes.set_xlim(right, left)
     axes.set_ylim(low, high)
@@ -282,7 +281,7 @@ def _boxes(views: tuple[str, ...], aspect: float) -> dict[str, _Box]:
 
 def _as_array(values: Tensor | Array, name: str) -> Array:
     if not isinstance(values, Tensor | np.ndarray):
-        raise ValueError(f"{name} must be a tensor or an array, got {type(values).__name__}")
+        raise TypeError(f"{name} must be a tensor or an array, got {type(values).__name__}")
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
@@ -325,7 +324,8 @@ def draw_labels(
     ones are drawn as unlabelled. colors: 0 to 255 [C, 3], `class_colors(class_names)` by default.
     path: also written there as PNG. views: "bev" and / or "range"; by default both where the cloud looks like a sweep
     of a sensor at the origin, else "bev" alone.
-    Raises ValueError for inputs that do not fit, ImportError without matplotlib (extra `pointcloud`).
+    Raises TypeError for inputs that are no arrays, ValueError for inputs that do not fit, ImportError without
+    matplotlib (extra `pointcloud`).
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -361,6 +361,6 @@ def draw_labels(
     if path is not None:
         from PIL import Image
 
-        with atomic_file(Path(path)) as file:
-            Image.fromarray(image).save(file, format="PNG")
+        with replace_atomically(path) as partial:
+            Image.fromarray(image).save(partial, format="PNG")
     return image

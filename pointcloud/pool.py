@@ -70,7 +70,7 @@ class SparsePool(SparseModule):
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
         """Pool features [N, C] of a floating dtype to [M, C]."""
         if not isinstance(input, SparseConvTensor):
-            raise ValueError(f"input must be a SparseConvTensor, got {type(input).__name__}")
+            raise TypeError(f"input must be a SparseConvTensor, got {type(input).__name__}")
         if len(input.spatial_shape) != self.ndim:
             raise ValueError(f"input must have {self.ndim} axes, got spatial_shape {input.spatial_shape}")
         if not input.features.is_floating_point():
@@ -188,7 +188,7 @@ class SparseGlobalPool(SparseModule):
     def forward(self, input: SparseConvTensor) -> Tensor:
         """[batch_size, C]; zeros for a sample without rows."""
         if not isinstance(input, SparseConvTensor):
-            raise ValueError(f"input must be a SparseConvTensor, got {type(input).__name__}")
+            raise TypeError(f"input must be a SparseConvTensor, got {type(input).__name__}")
         return pool_samples(input, self.REDUCE)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from common_kernels.gather_rows import gather_rows
+from common_models.modes import check_evaluating
+from common_models.threads import set_threads
+from pointcloud.accelerate import accelerate
 from pointcloud.points import PointCloud
+from pointcloud.pretrained import load_pretrained
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxels.grid import VoxelGrid, check_finite
 from pointcloud.voxels.voxelize import voxelize
@@ -98,11 +103,23 @@ class Segmenter:
         class_names: by default the network's own.
         min_range: points nearer to the sensor are left out: returns of the carrier's mount and beams without an echo,
             which some sensors report at the origin.
+
+    Raises:
+        ValueError: no voxel_size or class_names for a network that does not know its own, a negative min_range.
+
+    Example:
+        >>> import pointcloud
+        >>> from pointcloud.simulate import simulate_sweep
+        >>> segmenter = pointcloud.Segmenter(pointcloud.load_pretrained("minkunet14-streets"))
+        >>> result = segmenter(simulate_sweep(seed=7, sensor="hdl32").to_cloud())
+        >>> max(result.counts().items(), key=lambda item: item[1])[0]
+        'road'
     """
 
     def __init__(
         self,
         model: nn.Module,
+        *,
         voxel_size: float | None = None,
         class_names: tuple[str, ...] | None = None,
         min_range: float = MIN_RANGE,
@@ -117,20 +134,42 @@ class Segmenter:
         self.class_names = card.class_names if class_names is None else tuple(class_names)
         self.min_range = min_range
 
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Segmenter:
+        """A segmenter with the network of a name or file that `load_pretrained` takes, accelerated.
+
+        Args:
+            dtype: see `pointcloud.accelerate`: None computes in the network's own, "auto" in the fastest.
+            threads: that torch computes with, in the whole process; None leaves their number as it is.
+            options: arguments of `Segmenter` instead of those of the network's card.
+
+        Raises:
+            TypeError: a dtype that is neither a name nor a torch dtype.
+            ValueError: no such network, an unknown dtype, a number of threads below 1.
+        """
+        set_threads(threads)
+        return cls(accelerate(load_pretrained(name_or_path), dtype=dtype), **options)
+
+    def stream(self, clouds: Iterable[PointCloud]) -> Iterator[Segmentation]:
+        """The labels of each cloud, in the order in which the clouds come, each as soon as it is there."""
+        return map(self, clouds)
+
     @torch.no_grad()  # not inference_mode, whose labels nobody could train with
     def __call__(self, cloud: PointCloud) -> Segmentation:
         """Label every point of a cloud in the frame of its sensor, z up, metres.
 
         Raises:
-            ValueError: a coordinate that is not finite, a network whose logits are not one per class, batch norm in
+            ValueError: a coordinate that is not finite, a network whose logits are not one per class, or one in
                 training mode.
         """
-        if any(
-            module.training and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()
-        ):
-            raise ValueError(
-                "model must be in eval mode: its batch norms would learn from this cloud; call model.eval()"
-            )
+        check_evaluating(self.model)  # batch norms would learn from this cloud
         check_finite(cloud.xyz)  # NaN would pass for a point too near
         seconds: dict[str, float] = {}
         with _timed(seconds, "voxels"):

@@ -52,6 +52,13 @@ class SparseConvTensor:
     Raises:
         ValueError: features and indices that do not fit each other or the grid's dimension. Coordinates outside of the
             grid and repeated ones are found with the first kernel map, or by `dense`.
+
+    Example:
+        >>> import torch, pointcloud
+        >>> cells = torch.tensor([[0, 2, 3, 1], [0, 2, 4, 1]], dtype=torch.int32)  # batch, x, y, z
+        >>> x = pointcloud.SparseConvTensor(torch.ones(2, 4), cells, spatial_shape=[8, 8, 8], batch_size=1)
+        >>> x.features.shape, x.dense().shape
+        (torch.Size([2, 4]), torch.Size([1, 4, 8, 8, 8]))
     """
 
     # spconv's code hands these on from tensor to tensor.
@@ -90,9 +97,10 @@ class SparseConvTensor:
         return x
 
     def _set(self, features: Tensor, coordinates: Coordinates, indice_dict: dict[str, IndiceData] | None) -> None:
-        if not isinstance(features, Tensor) or features.ndim != 2:
-            got = describe(features) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"features must be a tensor [N, C], got {got}")
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features must be a tensor [N, C], got {type(features).__name__}")
+        if features.ndim != 2:
+            raise ValueError(f"features must be a tensor [N, C], got {describe(features)}")
         if features.shape[0] != len(coordinates):
             raise ValueError(
                 f"features must have one row for each of the {len(coordinates)} rows of indices, "
@@ -208,9 +216,10 @@ class SparseConvTensor:
     @classmethod
     def from_dense(cls, x: Tensor) -> SparseConvTensor:
         """The cells of x [B, *spatial_shape, C] (channels last) at which some channel is not zero."""
-        if not isinstance(x, Tensor) or not 3 <= x.ndim <= 6:
-            got = describe(x) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be [B, *spatial_shape, C] with 1 to 4 axes, got {got}")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor [B, *spatial_shape, C], got {type(x).__name__}")
+        if not 3 <= x.ndim <= 6:
+            raise ValueError(f"x must be [B, *spatial_shape, C] with 1 to 4 axes, got {describe(x)}")
         active = (x != 0).any(-1).nonzero()
         return cls(x[active.unbind(1)], active.to(torch.int32), x.shape[1:-1], x.shape[0])
 

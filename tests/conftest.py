@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.data import data_folder
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 # The interpreter and a real device cannot share a process: @triton.jit reads the variable once.
 DEVICES = ["cuda"] if torch.cuda.is_available() and not INTERPRETED else []
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in its background with Ctrl-C ignored, and the processes that tests start inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # $TRISPARSE_TEST_NO_BF16 stands in for a processor that does not multiply bf16.
+    if os.environ.get("TRISPARSE_TEST_NO_BF16", "0") not in ("", "0"):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            setattr(torch.cpu, name, lambda: False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,10 +55,10 @@ def kernel_device() -> str:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of real data, ../shared/data beside the repository; skips where it is absent."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    """Folder of real data, as the benchmarks look for it; skips where it is absent."""
+    path = data_folder()
     if not path.is_dir():
-        pytest.skip(f"no real data at {path}")
+        pytest.skip(f"no real data at {path} (TRISPARSE_DATA names another folder)")
     return path
 
 

@@ -41,32 +41,11 @@ COMPILER_FILES = {
     "llvmlite": ["cpu*.py", "simd.py"],
 }
 
-# Public names that code outside this repository relies on.
-CONTRACT: dict[str, set[str]] = {
-    "common_kernels": {
-        "CoordinateTable", "KernelMap", "channel_shift", "compact", "gather_gemm", "gather_rows", "kernel_map",
-        "ragged_topk", "scatter_add_rows", "segment_reduce", "varlen_attention",
-    },
-    "pointcloud": {
-        *(f"{name}{n}d" for n in (1, 2, 3, 4) for name in (
-            "SubMConv", "SparseConv", "SparseConvTranspose", "SparseInverseConv", "SparseMaxPool", "SparseAvgPool")),
-        "PointToVoxel", "SparseConvTensor", "SparseGlobalAvgPool", "SparseGlobalMaxPool", "SparseModule",
-        "SparseSequential", "ToDense", "accelerate", "devoxelize", "list_pretrained", "load_pretrained", "models",
-        "read_points", "sparse_add", "voxelize",
-    },
-    "pointcloud.models": {"MinkUNet"},
-    "video": {
-        "Stream", "StreamState", "VideoReader", "accelerate", "add_temporal_shift", "delta", "list_pretrained",
-        "load_pretrained", "models", "sample_indices", "skip", "temporal_shift",
-    },
-    "video.models": {"TSM"},
-    "video.delta": {"accelerate", "calibrate"},
-    "video.skip": {"calibrate"},
-    "nlp": {
-        "Cascade", "Mass", "Merge", "Packer", "PrunedCache", "Threshold", "accelerate", "calibrate", "compare",
-        "finetune", "list_pretrained", "load_pretrained", "restore",
-    },
-    "trisparse": {"list_pretrained", "load_pretrained"},
+# Packages whose `__all__` stands, name by name, in exported_names.json beside this file.
+EXPORTS: dict[str, list[str]] = json.loads((Path(__file__).parent / "exported_names.json").read_text())
+# Test files that are about no single source file.
+TESTS_OF_THE_WHOLE = {
+    "test_contract.py", "test_docs.py", "test_docs_docstrings.py", "test_examples.py", "test_structure.py",
 }  # fmt: skip
 
 
@@ -139,6 +118,68 @@ def test_import_rule_allows_what_it_should(package: str, filename: str, source: 
     assert violations(source, package, filename) == []
 
 
+def private_imports(source: str, package: str) -> list[str]:
+    """Names and modules with an underscore that a file of `package` (dotted) imports from another folder."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or node.level or not node.module or node.module == "__future__":
+            continue
+        if node.module.split(".")[0] not in OURS:
+            continue
+        is_folder = (ROOT / Path(*node.module.split("."))).is_dir()
+        home = node.module if is_folder else node.module.rpartition(".")[0]
+        for alias in node.names:
+            parts = [*node.module.split("."), alias.name]
+            if home != package and any(re.match(r"_[^_]", part) for part in parts):
+                found.append(f"line {node.lineno}: {'.'.join(parts)}")
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_what_begins_with_an_underscore_stays_in_its_folder(package: str) -> None:
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        breaches = private_imports(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
+        if breaches:
+            found[str(path.relative_to(ROOT))] = breaches
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "breaches"),
+    [
+        ("video", "from video.reader.picture import _scale", 1),
+        ("nlp.texts", "def f():\n    from nlp._private import x, y", 2),
+        ("common_kernels.reach", "from common_kernels.simd import _load, store", 1),
+        ("video.reader", "from video.reader.picture import _scale", 0),
+        ("trisparse", "from trisparse.version import __version__", 0),
+        ("nlp", "from __future__ import annotations\nfrom torch._C import _x", 0),
+    ],
+)
+def test_underscore_rule_sees_a_breach(package: str, source: str, breaches: int) -> None:
+    assert len(private_imports(source, package)) == breaches
+
+
+def source_of(test: Path) -> Path | None:
+    """The file or folder that a test file bears the name of: test_<source>.py or test_<source>_<aspect>.py."""
+    folder = ROOT / test.relative_to(ROOT / "tests").parent
+    words = test.stem.removeprefix("test_").split("_")
+    if words == ["main"]:
+        return folder / "__main__.py"
+    for n in range(len(words), 0, -1):
+        name = "_".join(words[:n])
+        for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def test_every_test_file_bears_the_name_of_its_source() -> None:
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    strays = [str(path.relative_to(ROOT)) for path in files if source_of(path) is None]
+    assert [name for name in strays if name.removeprefix("tests/") not in TESTS_OF_THE_WHOLE] == []
+
+
 @pytest.mark.parametrize("package", INSTALLED)
 def test_import_loads_no_optional_library(package: str) -> None:
     code = f"import json, sys, {package}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
@@ -147,14 +188,23 @@ def test_import_loads_no_optional_library(package: str) -> None:
     assert OPTIONAL & set(json.loads(done.stdout)) == set()
 
 
-@pytest.mark.parametrize("module", sorted(CONTRACT))
+@pytest.mark.parametrize("module", sorted(EXPORTS))
 def test_exported_names(module: str) -> None:
     loaded = importlib.import_module(module)
     names = loaded.__all__
-    assert len(names) == len(set(names)), f"{module}.__all__ names something twice"
+    assert sorted(names) == EXPORTS[module]
     assert [name for name in names if not hasattr(loaded, name)] == []
     assert [name for name in names if name.startswith("_") and name != "__version__"] == []
-    assert CONTRACT[module] - set(names) == set()
+
+
+def test_every_package_that_exports_is_listed() -> None:
+    found = {
+        ".".join(path.relative_to(ROOT).parent.parts)
+        for package in INSTALLED
+        for path in (ROOT / package).rglob("__init__.py")
+        if re.search(r"^__all__ = ", path.read_text(), re.MULTILINE)
+    }
+    assert found == set(EXPORTS)
 
 
 @pytest.mark.parametrize("package", INSTALLED)

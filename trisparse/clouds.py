@@ -1,36 +1,38 @@
-"""`trisparse segment`: clouds in; labelled clouds, pictures and a few lines of numbers out."""
+"""A run of `trisparse segment`: clouds in; labelled clouds, pictures and a few lines of numbers out."""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import pointcloud
+from common_models.dtypes import name_of
+from common_models.files import replace_atomically
 from pointcloud.picture import class_colors, draw_labels
 from pointcloud.segment import Segmentation, Segmenter
-from trisparse import terminal
+from trisparse import terminal, zoo
+from trisparse.dtypes import for_accelerate
+from trisparse.output.spool import Spool, check_new
+from trisparse.output.stopping import stopped, stopping
 from trisparse.progress import compiling
-from trisparse.zoo import load_pretrained
 
-DTYPES: dict[str, torch.dtype | str | None] = {"fp32": None, "bf16": torch.bfloat16, "auto": "auto"}
+if TYPE_CHECKING:
+    from trisparse.commands.segment import SegmentOptions
+
 SUFFIXES = (".bin", ".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts")
+# Name in the folder of results, with `.progress` after it, of what an unfinished run keeps for the next one.
+PROGRESS = "trisparse-segment"
 _UNLABELLED = (84, 90, 99)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read; see `pointcloud.read_points`."""
-
-    format: str | None = None
-    columns: str | None = None
-    invalid: str = "error"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Job:
     source: Path
     output: Path | None = None
     picture: Path | None = None
+
+    @property
+    def targets(self) -> list[Path]:
+        """The files to write."""
+        return [target for target in (self.output, self.picture) if target is not None]
 
 
 @dataclass(frozen=True)
@@ -51,15 +58,124 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
+    """Label all clouds; the number of those that failed.
+
+    A run over several clouds keeps in the folder of its results which of them are done, until all are. When it is
+    started again with the same settings it does the others.
+
+    Raises:
+        ValueError, OSError: what concerns all of them: the network, the places to write to.
+        FileExistsError: a result that exists, unless the options say to overwrite, or an unfinished run with other
+            settings.
+        KeyboardInterrupt: Ctrl-C, or told to end; each file that was written is whole.
+    """
+    for job in jobs:
+        for target in job.targets:
+            if len(jobs) > 1:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            _check_target(target, job.source)
+    failed = done = 0
+    with ExitStack() as stack:
+        progress = _progress(jobs, options, stack)
+        finished = set() if progress is None else {mark["cloud"] for mark in progress.marks}
+        left = [job for job in jobs if not _is_done(job, finished)]
+        if len(left) < len(jobs):
+            print(f"{len(jobs) - len(left)} of {len(jobs)} clouds were done before")
+        if not finished and not options.overwrite:
+            check_new(target for job in jobs for target in job.targets)
+        done = len(jobs) - len(left)
+        # A file that cannot be read should not wait for the network.
+        segmenter = functools.cache(lambda: load_segmenter(options.model, options.dtype))
+        stop = stack.enter_context(stopping())
+        try:
+            for job in left:
+                result = _attempt(job, options, segmenter)
+                if result is None:
+                    failed += 1
+                    continue
+                done += 1
+                if progress is not None:
+                    with stop.later():
+                        progress.set_mark({"cloud": str(job.source)})
+                _tell(result, job, segmenter(), jobs)
+        except (KeyboardInterrupt, OSError) as error:
+            kept = progress is not None and done > 0
+            if kept or isinstance(error, KeyboardInterrupt):
+                words = f"{done} of {len(jobs)} clouds are done" if kept else None
+                print(f"\n{stopped(words, options.overwrite)}", file=sys.stderr)
+            raise
+        if progress is not None and not failed:
+            with stop.later():
+                progress.discard()
+    retry = ""
+    if progress is not None and done:
+        again = "without --overwrite" if options.overwrite else "again"
+        retry = f". The others are done: correct the failed ones, then run the same command {again}."
+    terminal.tell_failures(failed, len(jobs), "clouds", retry)
+    return failed
+
+
+def _attempt(job: Job, options: SegmentOptions, segmenter: Callable[[], Segmenter]) -> Result | None:
+    """The labelled cloud, its files written; None where that failed by the cloud's own fault, which is then reported.
+
+    Raises:
+        ValueError: the network cannot be loaded.
+        OSError: the results cannot be written.
+    """
+    try:
+        cloud, seconds = read(job, options)
+    except (ValueError, OSError) as error:
+        terminal.complain(error, debug=options.debug)
+        return None
+    network = segmenter()
+    try:
+        return label(cloud, seconds, network, job)
+    except ValueError as error:
+        terminal.complain(error, debug=options.debug)
+        return None
+
+
+def _progress(jobs: Sequence[Job], options: SegmentOptions, stack: ExitStack) -> Spool | None:
+    """What a run over several clouds keeps for the next one; None where there is one cloud or nothing is written."""
+    folder = jobs[0].targets[0].parent if jobs[0].targets else None
+    if len(jobs) == 1 or folder is None:
+        return None
+    named = ("model", "dtype", "format", "columns", "invalid")
+    settings = {name: getattr(options, name) for name in named}
+    settings |= {**zoo.fingerprint(options.model), "clouds": [str(job.source) for job in jobs]}
+    settings |= {name: path and str(path) for name, path in (("output", options.output), ("picture", options.picture))}
+    return stack.enter_context(Spool(folder / PROGRESS, settings, options.overwrite))
+
+
+def _is_done(job: Job, finished: set[str]) -> bool:
+    return str(job.source) in finished and all(target.exists() for target in job.targets)
+
+
+def _tell(result: Result, job: Job, segmenter: Segmenter, jobs: Sequence[Job]) -> None:
+    """What is printed of a labelled cloud: all numbers of a single one, a line for each of several."""
+    if len(jobs) == 1:
+        print(f"{job.source}\n{describe(result, segmenter)}")
+        for target in job.targets:
+            print(f"wrote {target}")
+        return
+    total = terminal.seconds(sum(result.seconds.values()))
+    found = ", ".join(f"{name} {n:,}" for name, n in result.segmentation.counts().items())
+    place = f"{jobs.index(job) + 1}/{len(jobs)} {job.source.name}"
+    print(f"{place}: {len(result.cloud):,} points, {total}: {found}", flush=True)
+
+
 def load_segmenter(name_or_path: str, dtype: str) -> Segmenter:
     """A segmenter with the accelerated network, its kernels compiled.
 
+    Args:
+        dtype: one of `trisparse.dtypes.DTYPES`.
+
     Raises:
-        ValueError: an unknown name, a foreign file, an unknown dtype, a network that does not label clouds.
+        ValueError: an unknown name, a foreign file, a network that does not label clouds.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    segmenter = Segmenter(pointcloud.accelerate(load_pretrained(name_or_path), DTYPES[dtype]))
+    network = zoo.load_pretrained(name_or_path)
+    segmenter = Segmenter(pointcloud.accelerate(network, dtype=for_accelerate(dtype)))
     warm_up(segmenter)
     return segmenter
 
@@ -73,21 +189,19 @@ def warm_up(segmenter: Segmenter) -> None:
 
 def computes_in(segmenter: Segmenter) -> str:
     """Name of the dtype in which the network's convolutions compute."""
-    return "bf16" if segmenter.model.acceleration.dtype == torch.bfloat16 else "fp32"
+    dtype: torch.dtype | None = segmenter.model.acceleration.dtype  # type: ignore[assignment]
+    return name_of(dtype or torch.float32)
 
 
-def read(job: Job, reading: Reading) -> tuple[pointcloud.PointCloud, dict[str, float]]:
-    """The cloud and how long it took, after a look at where its results are to go.
+def read(job: Job, options: SegmentOptions) -> tuple[pointcloud.PointCloud, dict[str, float]]:
+    """The cloud and how long it took to read it.
 
     Raises:
-        ValueError, OSError: a file that is no cloud, a place that cannot be written to.
+        ValueError, OSError: a file that is not a cloud.
     """
-    for target in (job.output, job.picture):
-        if target is not None:
-            _check_target(target, job.source)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        cloud = pointcloud.read_points(job.source, reading.format, reading.columns, invalid=reading.invalid)
+        cloud = pointcloud.read_points(job.source, options.format, options.columns, invalid=options.invalid)
     return cloud, seconds
 
 
@@ -102,7 +216,9 @@ def label(
             pointcloud.write_ply(job.output, cloud, found.labels, point_colors(found))
     if job.picture is not None:
         with _timed(seconds, "picture"):
-            draw_labels(cloud, found.labels, found.class_names, path=job.picture, title=title or job.source.name)
+            title = title or job.source.name
+            with replace_atomically(job.picture) as partial:
+                draw_labels(cloud, found.labels, found.class_names, path=partial, title=title)
     return Result(cloud, found, seconds)
 
 
@@ -145,13 +261,18 @@ def class_table(found: Segmentation) -> str:
     return terminal.table(rows, ("class", "points", "share"))
 
 
-def plan(sources: Sequence[Path], output: Path | None, picture: Path | None) -> list[Job]:
-    """One job per cloud. One file: `output` and `picture` are files. A folder or several files: they are folders.
+def plan(sources: Sequence[Path], options: SegmentOptions) -> list[Job]:
+    """One job per cloud. One file: output and picture are files. A folder or several files: they are folders.
 
     Raises:
         ValueError: two clouds whose results would have one name, a folder without clouds, an output folder that is
             also read.
+        FileNotFoundError: a cloud that does not exist.
     """
+    output, picture = options.output, options.picture
+    for source in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: no such file")
     if len(sources) == 1 and not sources[0].is_dir():
         return [Job(sources[0], output, picture)]
     files = [file for source in sources for file in (_clouds_in(source) if source.is_dir() else [source])]
@@ -169,12 +290,6 @@ def plan(sources: Sequence[Path], output: Path | None, picture: Path | None) -> 
     return [
         Job(file, output and output / f"{file.name}.ply", picture and picture / f"{file.name}.png") for file in files
     ]
-
-
-def make_folders(jobs: Iterable[Job]) -> None:
-    """Create the folders that a batch writes to."""
-    for folder in {target.parent for job in jobs for target in (job.output, job.picture) if target is not None}:
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _clouds_in(folder: Path) -> list[Path]:

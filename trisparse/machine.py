@@ -15,7 +15,6 @@ import torch
 OPTIONAL = {
     "matplotlib": "pointcloud",
     "PIL": "pointcloud",
-    "plyfile": "pointcloud",
     "laspy": "pointcloud",
     "lazrs": "pointcloud",
     "av": "video",

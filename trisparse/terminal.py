@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Sequence
 
 
@@ -25,3 +27,20 @@ def seconds(value: float) -> str:
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks; its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def complain(problem: BaseException | str, kind: str = "error", debug: bool = False) -> None:
+    """`trisparse: error: ...` on stderr, above a progress bar where one is shown; with `debug` after the traceback."""
+    from tqdm import tqdm
+
+    if debug and isinstance(problem, BaseException):
+        tqdm.write("".join(traceback.format_exception(problem)), file=sys.stderr, end="")
+    message = problem if isinstance(problem, str) else one_line(problem)
+    tqdm.write(f"trisparse: {kind}: {message}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def tell_failures(failed: int, total: int, what: str, more: str = "") -> None:
+    """The last line on stderr of a run over several inputs of which some failed, as `1 of 3 clouds failed`."""
+    if failed and total > 1:
+        print(f"trisparse: {failed} of {total} {what} failed{more}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -10,43 +9,85 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from common_models.names import did_you_mean
+
 DOMAINS = ("pointcloud", "video", "nlp")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def list_pretrained() -> list[str]:
-    """Names that `load_pretrained` knows, of all domains, sorted."""
+    """Names that `load_pretrained` knows, of all domains, sorted.
+
+    Example:
+        >>> import trisparse
+        >>> "minkunet14-streets" in trisparse.list_pretrained()
+        True
+    """
     return sorted(_owners())
 
 
-def load_pretrained(name_or_path: str | os.PathLike[str]) -> Any:
+def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = False) -> Any:
     """A network with its weights, in evaluation mode, its model card as attribute `card`.
 
     Args:
-        name_or_path: a name of `list_pretrained()`, a weights file written by a domain's `save_pretrained`, or a folder
-            that holds a Hugging Face language model.
+        name_or_path: a name of `list_pretrained()`, a weights file written by a domain's `save_pretrained`, a folder
+            that holds a Hugging Face language model, or with `download` the name of one on the Hugging Face hub.
+        download: whether a language model that is not on this machine may be fetched.
 
     Raises:
-        ValueError: an unknown name (the message lists close ones), or a file that no domain reads.
+        ValueError: an unknown name (the message lists close ones), a file that no domain reads, or one that cannot be
+            downloaded.
+        OSError: a file cannot be read.
+
+    Example:
+        >>> import trisparse
+        >>> type(trisparse.load_pretrained("tsm-motion-digits")).__name__
+        'TSM'
     """
     name = os.fspath(name_or_path)
     owners = _owners()
     if name in owners:
         return owners[name].load_pretrained(name)
-    if (Path(name) / "config.json").is_file():
-        from nlp.pretrained import load_pretrained as load_language_model
+    path = Path(name)
+    if (path / "config.json").is_file():
+        return _language_model(name, download)
+    if not path.is_file():
+        hint = did_you_mean(name, owners, cutoff=0.5)
+        if not download:
+            known = ", ".join(owners) or "(none)"
+            raise ValueError(f"name_or_path must be a file or one of {known}, got {name!r}{hint}")
+        if path.exists() or path.is_absolute() or path.suffix in WEIGHTS_SUFFIXES:
+            raise ValueError(
+                f"download=True fetches a language model by its name on the Hugging Face hub, got the path {name!r}"
+            )
+        try:
+            return _language_model(name, download)
+        except ValueError as error:
+            raise ValueError(f"{error}; only language models can be downloaded{hint}") from error
+    from common_models.pretrained import domain_of
 
-        return load_language_model(name)
-    if not Path(name).is_file():
-        close = difflib.get_close_matches(name, owners, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"name_or_path must be a file or one of {', '.join(owners) or '(none)'}, got {name!r}{hint}")
+    stated = domain_of(path)
     refusals = []
-    for domain in _domains():
+    for domain in [domain for domain in _domains() if domain.__name__ == f"{stated}.pretrained"] or _domains():
         try:
             return domain.load_pretrained(name)
         except ValueError as error:
             refusals.append(str(error))
     raise ValueError("; ".join(refusals))
+
+
+def _language_model(name: str, download: bool) -> Any:
+    from nlp.pretrained import load_pretrained as load
+
+    return load(name, download=download)
+
+
+def fingerprint(model: str) -> dict[str, Any]:
+    """Files of a model on the disk with their sizes and times: a setting, since a model can change under its name."""
+    path = Path(model)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return {"model files": [[name, state.st_size, state.st_mtime_ns] for name, state in found]}
 
 
 def weights_file(name: str) -> Path:

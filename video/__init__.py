@@ -1,7 +1,7 @@
 """Video models that skip what does not change: exact reading, temporal shift, live streams, frame skipping, deltas."""
 
 from video import checkpoints, delta, models, skip
-from video.accelerate import Acceleration, Agreement, accelerate, compare
+from video.accelerate import Acceleration, Agreement, accelerate, compare, restore
 from video.checkpoints import load_checkpoint
 from video.classify import Classifier, ClassScore, FrameAnswer, VideoAnswer
 from video.export import export_onnx
@@ -47,6 +47,7 @@ __all__ = [
     "load_pretrained",
     "models",
     "open_live",
+    "restore",
     "sample_indices",
     "save_pretrained",
     "skip",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from common_models.scores import ClassScore, best_classes
 from video import delta as delta_
 from video.accelerate import accelerate
 from video.models import TSM
 from video.preprocess import Preprocess
-from video.pretrained import ModelCard
+from video.pretrained import ModelCard, load_pretrained
 from video.reader import VideoReader
 from video.sampling import sample_indices
 from video.skip import EveryNth, Policy, Trace, run
@@ -23,14 +25,6 @@ from video.stream import Stream, shift_names
 SEGMENTS = 8
 # What is cut from a frame is this share of its resized short side, as published for ImageNet and Kinetics.
 CROP = 224 / 256
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """A class and its probability."""
-
-    name: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -83,12 +77,20 @@ class Classifier:
 
     Raises:
         ValueError: no card, or a delta for a network that cannot run frame by frame.
+
+    Example:
+        >>> import video
+        >>> classifier = video.Classifier(video.load_pretrained("tsm-motion-digits"), delta=0.02)
+        >>> answers = list(classifier.frames(video.VideoReader("clip.mp4"), video.skip.EveryNth(5)))
+        >>> len(answers), sum(answer.action == "compute" for answer in answers)
+        (20, 4)
     """
 
     def __init__(
         self,
         model: nn.Module,
-        dtype: str | torch.dtype | None = "auto",
+        *,
+        dtype: str | torch.dtype | None = None,
         delta: float | None = None,
         card: ModelCard | None = None,
     ) -> None:
@@ -99,15 +101,42 @@ class Classifier:
         segments = model.num_segments if isinstance(model, TSM) else card.num_segments
         self.segments = segments if segments > 1 else SEGMENTS
         self.preprocess = Preprocess(card.size, round(card.size / CROP), card.mean, card.std)
-        self.model = accelerate(model, dtype)
+        self.model = accelerate(model, dtype=dtype)
         self.live_refusal = _live_refusal(model)
         self.per_frame: Any = None
         if delta is not None:
             if self.live_refusal:
                 raise ValueError(f"delta needs a network that runs frame by frame: {self.live_refusal}")
-            self.per_frame = delta_.accelerate(model, delta, dtype=dtype)
+            self.per_frame = delta_.accelerate(model, threshold=delta, dtype=dtype)
         elif not self.live_refusal:
             self.per_frame = Stream(self.model)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype | None = None,
+        threads: int | None = None,
+        delta: float | None = None,
+        card: ModelCard | None = None,
+    ) -> Classifier:
+        """Load a network as `load_pretrained` does, and accelerate it.
+
+        Args:
+            threads: of torch in this process; None leaves them as they are.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load_pretrained(name), dtype=dtype, delta=delta, card=card)
+
+    def __call__(self, reader: VideoReader) -> VideoAnswer:
+        """The answer for a whole video, as `video` gives it."""
+        return self.video(reader)
+
+    def stream(self, inputs: Iterable[VideoReader]) -> Iterator[VideoAnswer]:
+        """The answers for whole videos, one after the other as they are asked for."""
+        return (self.video(reader) for reader in inputs)
 
     def video(self, reader: VideoReader, mode: str = "uniform", crops: int = 1, top: int = 5) -> VideoAnswer:
         """The answer for a whole video, from the frames that `sample_indices` chooses.
@@ -164,8 +193,7 @@ class Classifier:
         names = self.card.class_names
         if len(logits) != len(names):
             raise ValueError(f"the network gives {len(logits)} logits, its card names {len(names)} classes")
-        probability, index = logits.softmax(0).topk(min(top, len(names)))
-        return [ClassScore(names[i], p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)]
+        return best_classes(logits.softmax(0), names, top)
 
 
 def _live_refusal(model: nn.Module) -> str:

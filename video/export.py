@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common_models.files import replace_atomically
+from common_models.modes import check_evaluating
 from video.preprocess import Preprocess
 from video.shift import TemporalShift
 from video.stream import LiveNetwork
@@ -101,13 +103,9 @@ def export_onnx(
     if named and isinstance(classes, int) and len(named) != classes:
         raise ValueError(f"class_names must name the {classes} classes of the network, got {len(named)}")
     program.model.metadata_props.update(metadata)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replace_atomically(path) as partial:
         program.save(os.fspath(partial), external_data=False)
         error = _compare(network, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path, _shapes(program.model.graph.inputs), _shapes(program.model.graph.outputs), metadata, error)
 
 
@@ -156,9 +154,7 @@ def _logits(output: Any) -> Tensor:
 
 
 def _check_model(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if module.training:
-            raise ValueError(f"model must be in evaluation mode, got {name or 'the model'} in training mode")
+    check_evaluating(model)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ValueError(f"model must be fp32, got {name} as {parameter.dtype}: export model.float()")

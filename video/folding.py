@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from common_models.modes import is_hooked
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
@@ -118,7 +120,7 @@ class _Graph:
         return (
             module is not None
             and self.places[id(module)] == 1
-            and not hooked(module)
+            and not is_hooked(module)
             and not nn.utils.parametrize.is_parametrized(module)
         )
 
@@ -139,32 +141,3 @@ def _module_of(node: Node) -> str:
     """Name of the innermost module in which an operation ran."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return stack[-1][0].split("@")[0] if stack else ""
-
-
-def fold_batch_norm(conv: Any, norm: Any) -> None:
-    """Make `conv` compute `norm(conv(x))` with the norm's running statistics, in double precision."""
-    weight, mean, var = conv.weight, norm.running_mean, norm.running_var
-    scale = (var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    bias = -mean.double() * scale
-    if conv.bias is not None:
-        bias = bias + conv.bias.detach().double() * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.detach().double()
-    folded = weight.detach().double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    conv.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether something watches the module's input or output."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )

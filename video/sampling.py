@@ -42,6 +42,11 @@ def sample_indices(
 
     Raises:
         ValueError: no frames, a mode that does not exist, or an argument that the mode does not have.
+
+    Example:
+        >>> import video
+        >>> video.sample_indices(n_frames=80, num_segments=8)
+        tensor([[ 5, 15, 25, 35, 45, 55, 65, 75]])
     """
     for name, count in (("n_frames", n_frames), ("num_segments", num_segments)):
         if isinstance(count, bool) or not hasattr(count, "__index__"):

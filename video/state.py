@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common_kernels.checks import describe
+from common_models.files import replace_atomically
 
 FRAMES = "frames"
 FORMAT = "trisparse.StreamState"
@@ -96,19 +96,17 @@ class StreamState:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         # Copies: safetensors refuses tensors that share memory.
         tensors = {name: tensor.detach().contiguous().clone() for name, tensor in self.tensors.items()}
-        save_file({**tensors, FRAMES: self.frames.clone()}, partial, metadata={"format": FORMAT})
-        os.replace(partial, path)
+        with replace_atomically(path) as partial:
+            save_file({**tensors, FRAMES: self.frames.clone()}, partial, metadata={"format": FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> StreamState:
         """A state that `save` wrote.
 
         Raises:
-            ValueError: the file is none.
+            ValueError: not a saved StreamState.
             OSError: it cannot be read.
         """
         try:

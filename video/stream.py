@@ -22,6 +22,15 @@ class Stream:
 
     Raises:
         ValueError: the network reads the future (direction "both").
+
+    Example:
+        >>> import torch, video
+        >>> model = video.add_temporal_shift(video.models.ResNet(18, num_classes=5), 2, direction="past").eval()
+        >>> stream, state = video.Stream(model), None
+        >>> for frame in torch.rand(2, 1, 3, 32, 32):  # [B, 3, H, W], one frame of each of B cameras
+        ...     output, state = stream.step(frame, state)
+        >>> output.shape
+        torch.Size([1, 5])
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -138,10 +147,13 @@ class RecentMean:
         return mean, StreamState({"recent": recent}, state.frames + 1)
 
 
-def shift_names(model: nn.Module) -> dict[TemporalShift, str]:
+def shift_names(model: nn.Module) -> dict[nn.Module, str]:
     """The temporal shifts of a network by the names of their places; raises where one reads the future."""
-    names = {module: name or "shift" for name, module in model.named_modules() if isinstance(module, TemporalShift)}
-    for module, name in names.items():
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, TemporalShift):
+            continue
+        names[module] = name = name or "shift"
         if module.direction != "past":
             raise ValueError(
                 f"{name} shifts in direction {module.direction!r}: a live network cannot read the frame to come, and "

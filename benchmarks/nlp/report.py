@@ -1,4 +1,4 @@
-"""The README's tables of language, from the rows of the CSV."""
+"""The documents' tables of language, from the rows of the CSV."""
 
 from __future__ import annotations
 

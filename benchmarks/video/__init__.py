@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import Settings, Trial
-from benchmarks.video import clips, conv_update, delta, motion, networks, reader, shift, skipping
+from benchmarks.video import clips, conv_update, delta, motion, networks, reader, shift, skipping, small
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ CASES: dict[str, Callable[[Any, Settings], Iterator[Trial]]] = {
     "shift": shift.trials,
     "conv_update": conv_update.trials,
     "networks": networks.trials,
+    "small": small.trials,
     "motion": motion.trials,
     "reader": reader.trials,
     "skipping": skipping.trials,
@@ -35,6 +36,7 @@ ONLY: Mapping[str, Sequence[str]] = {
     "shift": ("shapes",),
     "conv_update": ("shapes",),
     "networks": ("shapes",),
+    "small": ("shapes",),
     "motion": ("digits",),
     "reader": tuple(clips.CLIPS),
     "skipping": (*_FILMED, "b.mp4", "muted_b.mp4"),

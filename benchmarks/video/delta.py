@@ -97,7 +97,7 @@ def _dense(model: nn.Module, frames: Callable[[], Tensor], dtype: str, device: s
     from video.accelerate import accelerate
 
     inputs = frames().to(device)
-    fast = accelerate(model.to(device), DTYPES[dtype], inputs[:2])
+    fast = accelerate(model.to(device), dtype=DTYPES[dtype], example=inputs[:2])
     return inference(lambda: torch.cat([fast(frame).argmax(1) for frame in inputs.split(1)]))
 
 
@@ -111,7 +111,7 @@ def _ours(
     from video import delta
 
     inputs = frames().to(device)
-    fast = delta.accelerate(model.to(device), THRESHOLD, dtype=DTYPES[dtype], example=inputs[:1])
+    fast = delta.accelerate(model.to(device), threshold=THRESHOLD, dtype=DTYPES[dtype], example=inputs[:1])
     if calibrated:
-        fast = delta.calibrate(fast, inputs, MAX_FLIPS).network
+        fast = delta.calibrate(fast, inputs, max_drop=MAX_FLIPS).accelerate()
     return lambda: fast(inputs).argmax(1)

@@ -90,5 +90,5 @@ def _build(name: str, backbone: str, dtype: str, device: str) -> Callable[[], An
             assert isinstance(model, nn.Module)
             model, clip = model.to(DTYPES[dtype]), clip.to(DTYPES[dtype])
     else:
-        model = accelerate(_network(backbone, device), DTYPES[dtype], clip)
+        model = accelerate(_network(backbone, device), dtype=DTYPES[dtype], example=clip)
     return competitors.inference(lambda: model(clip))

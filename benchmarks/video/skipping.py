@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.competitors import OURS
-from benchmarks.data import Unavailable
+from benchmarks.data import Unavailable, data_file
 from benchmarks.harness import Competitor, Settings, Trial
 from benchmarks.video.clips import Clip
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 DENSE = "every frame"
 MAX_FLIPS = 0.01
-PROXYLESS = Path(__file__).resolve().parents[3] / "shared" / "data" / "video" / "proxyless-w0.3-r176_imagenet.pth"
+PROXYLESS = "video/proxyless-w0.3-r176_imagenet.pth"
 NETWORKS = {"EfficientNet-Lite0 (ImageNet)": "efficientnet_lite0", "ProxylessNAS w0.3 (ImageNet)": "proxylessnas"}
 WHOLE, HALF = "whole clip, calibrated on itself", "second half, calibrated on the first"
 
@@ -76,8 +75,8 @@ def network(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     if name not in NETWORKS.values():
         torch.manual_seed(0)
         return channels_last(create(name, num_classes=400).eval()), Preprocess()
-    path = PROXYLESS if name == "proxylessnas" else imagenet_weights()
-    if path is None or not path.is_file():
+    path = data_file(PROXYLESS) if name == "proxylessnas" else imagenet_weights()
+    if path is None:
         raise Unavailable(f"no weights of {name}")
     model = load_pretrained(path)
     card: Any = model.card
@@ -168,7 +167,7 @@ def best_policy(seen: Observation, careful: bool = False) -> tuple[Policy, str]:
     Those that hold on held-out frames too go first. For other footage (careful) only they count, and none that was
     trained on the frames that calibrate it. Where nothing gains, every frame is computed.
     """
-    from video.skip import EveryNth, LearnedGate, LumaDifference, NothingToGainError
+    from video.skip import EveryNth, LearnedGate, LumaDifference
     from video.skip.calibration import search
     from video.skip.gate import train
 
@@ -181,13 +180,10 @@ def best_policy(seen: Observation, careful: bool = False) -> tuple[Policy, str]:
         except ValueError:  # the answer never changes: the others will do
             pass
         for policy in policies:
-            try:
-                chosen, report = search(policy, [one], MAX_FLIPS)
-            except NothingToGainError:
-                continue
-            if report.ok or not careful:
-                found.append((chosen, report, skip))
+            report = search(policy, [one], max_drop=MAX_FLIPS)
+            if report.gains and (report.ok or not careful):
+                found.append((report, skip))
     if not found:
         return EveryNth(1), "none"
-    policy, _, skip = min(found, key=lambda one: (not one[1].ok, one[1].fitted.computed))
-    return policy, skip
+    report, skip = min(found, key=lambda one: (not one[0].ok, one[0].fitted.computed))
+    return report.policy, skip

@@ -49,7 +49,7 @@ class ConvUpdate:
         groups: int = 1,
         activation: str = "none",
     ) -> None:
-        """Copies and packs the weights: later changes of the tensors have no effect.
+        """Copies and packs the weights: later changes of the tensors have no effect, and `weight` is not to be edited.
 
         Args:
             weight: [Cout, Cin / groups, kh, kw], fp32, fp64, fp16 or bf16; the inputs have its dtype and device.
@@ -90,6 +90,12 @@ class ConvUpdate:
             from common_kernels.conv_update import gpu
 
             self._kernel = gpu.Layer(self.weight, self.bias, self.window, groups, activation)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles pack for themselves: what is packed lies at addresses of this process."""
+        window = self.window
+        options = (window.stride, window.padding, window.dilation, self.groups, self.activation)
+        return _make, (self.weight, self.bias, *options)
 
     def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """[B, Ho, Wo, Cout] for x [B, H, W, Cin]."""
@@ -184,6 +190,14 @@ def conv_update(
         weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation
     )
     return layer(x, changed, out, residual=residual, also=also, threshold=threshold, dense=dense)
+
+
+def _make(
+    weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int, activation: str
+) -> ConvUpdate:
+    return ConvUpdate(
+        weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, activation=activation
+    )
 
 
 def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:

@@ -128,10 +128,14 @@ class Layer:
     def _describe(self, batch: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
         window = self.window
         rows, cols = window.output_size(height, width)
+        (kernel_y, kernel_x), (stride_y, stride_x) = window.kernel, window.stride
+        (pad_y, pad_x), (dilation_y, dilation_x) = window.padding, window.dilation
+        run_y, run_x = self._run
         spec = Spec(
-            height, width, rows, cols, *window.kernel, *window.stride, *window.padding, *window.dilation,
-            self._c_in, self._c_out, self.groups, int(self._half), _ACTIVATIONS[self.activation],
-            *self._run, self._steps, self._columns, int(self._copies),
+            height=height, width=width, rows=rows, cols=cols, kernel_y=kernel_y, kernel_x=kernel_x, stride_y=stride_y,
+            stride_x=stride_x, pad_y=pad_y, pad_x=pad_x, dilation_y=dilation_y, dilation_x=dilation_x, c_in=self._c_in,
+            c_out=self._c_out, groups=self.groups, half=int(self._half), activation=_ACTIVATIONS[self.activation],
+            run_y=run_y, run_x=run_x, steps=self._steps, columns=self._columns, copies=int(self._copies),
         )  # fmt: skip
         return np.array(spec, np.int64), mask_spec(window, batch, height, width, rows, cols), (batch, rows, cols)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, settle_row, silu_row
-from common_kernels.gather_gemm.cpu import TALLEST, _multiply_rows
+from common_kernels.gather_gemm.cpu import TALLEST, multiply_rows
 from common_kernels.reach.cpu import bytes_at, int32_at
 from common_kernels.row_update.cpu_simd import copy_bytes
 from common_kernels.simd import LANES, add_row, add_row_bf16, copy_row, round_row_bf16
@@ -47,8 +47,8 @@ class Spec(NamedTuple):
     copies: int  # a run is never read where it lies
 
 
-(_HEIGHT, _WIDTH, _ROWS, _COLS, _KERNEL_Y, _KERNEL_X, _STRIDE_Y, _STRIDE_X, _PAD_Y, _PAD_X, _DILATION_Y) = range(11)
-(_DILATION_X, _C_IN, _C_OUT, _GROUPS, _HALF, _ACTIVATION, _RUN_Y, _RUN_X, _STEPS, _COLUMNS, _COPIES) = range(11, 22)
+# Where each of them stands in the array.
+_AT = Spec(*range(len(Spec._fields)))
 
 NONE, RELU, RELU6, HARDSWISH, SILU = range(5)
 
@@ -92,7 +92,7 @@ def finish_row(sums, row, residual, out, mask, c_out, half, activation, threshol
 @njit(nogil=True, cache=True)
 def _corners(listed, first, n, spec, image, top, left):
     """The image and the upper left input pixel of n listed outputs."""
-    rows, cols, stride_x = spec[_ROWS], spec[_COLS], spec[_STRIDE_X]
+    rows, cols, stride_x = spec[_AT.rows], spec[_AT.cols], spec[_AT.stride_x]
     y = np.int64(0)
     z = cols
     b = np.int64(0)
@@ -105,9 +105,9 @@ def _corners(listed, first, n, spec, image, top, left):
             line = row // cols
             z = row - line * cols
             b = line // rows
-            y = (line - b * rows) * spec[_STRIDE_Y] - spec[_PAD_Y]
+            y = (line - b * rows) * spec[_AT.stride_y] - spec[_AT.pad_y]
         previous = row
-        image[r], top[r], left[r] = b, y, z * stride_x - spec[_PAD_X]
+        image[r], top[r], left[r] = b, y, z * stride_x - spec[_AT.pad_x]
 
 
 @njit(nogil=True, cache=True)
@@ -117,10 +117,12 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
     packed: [groups, runs, steps, columns] words as `gather_gemm`'s; start: [groups, columns] fp32 sums to begin with;
     zeros: as many as a run has inputs, for the taps outside the image.
     """
-    height, width, c_in, c_out, groups = spec[_HEIGHT], spec[_WIDTH], spec[_C_IN], spec[_C_OUT], spec[_GROUPS]
-    kernel_y, kernel_x, run_y, run_x = spec[_KERNEL_Y], spec[_KERNEL_X], spec[_RUN_Y], spec[_RUN_X]
-    dilation_y, dilation_x, steps, columns = spec[_DILATION_Y], spec[_DILATION_X], spec[_STEPS], spec[_COLUMNS]
-    half, copies = spec[_HALF] != 0, spec[_COPIES] != 0
+    height, width = spec[_AT.height], spec[_AT.width]
+    c_in, c_out, groups = spec[_AT.c_in], spec[_AT.c_out], spec[_AT.groups]
+    kernel_y, kernel_x, run_y, run_x = spec[_AT.kernel_y], spec[_AT.kernel_x], spec[_AT.run_y], spec[_AT.run_x]
+    dilation_y, dilation_x = spec[_AT.dilation_y], spec[_AT.dilation_x]
+    steps, columns, activation = spec[_AT.steps], spec[_AT.columns], spec[_AT.activation]
+    half, copies = spec[_AT.half] != 0, spec[_AT.copies] != 0
     size = 2 if half else 4
     pitch, taken = size * c_in, size * (c_in // groups)
     runs = (kernel_y // run_y) * (kernel_x // run_x)
@@ -163,15 +165,13 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
                         src[r] = pieces + r * 4 * steps
                         _put_together(src[r], x, image[r], y, z, spec, size, group * taken)
                 w = packed + (group * runs + run) * steps * columns * 4
-                _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
+                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
         for r in range(n):
             row_sums = base + r * stride
             if columns * groups != c_out:
                 for group in range(1, groups):
                     copy_row(row_sums + 4 * group * (c_out // groups), row_sums + 4 * group * columns, c_out // groups)
-            finish_row(
-                row_sums, np.int64(listed[first + r]), residual, out, flags, c_out, half, spec[_ACTIVATION], threshold
-            )
+            finish_row(row_sums, np.int64(listed[first + r]), residual, out, flags, c_out, half, activation, threshold)
 
 
 @njit(nogil=True, cache=True)
@@ -180,9 +180,9 @@ def _put_together(to, x, image, y, z, spec, size, offset):
 
     What follows the row's last input is never written.
     """
-    height, width, run_y, run_x = spec[_HEIGHT], spec[_WIDTH], spec[_RUN_Y], spec[_RUN_X]
-    dilation_y, dilation_x = spec[_DILATION_Y], spec[_DILATION_X]
-    pitch, taken = size * spec[_C_IN], size * (spec[_C_IN] // spec[_GROUPS])
+    height, width, run_y, run_x = spec[_AT.height], spec[_AT.width], spec[_AT.run_y], spec[_AT.run_x]
+    dilation_y, dilation_x = spec[_AT.dilation_y], spec[_AT.dilation_x]
+    pitch, taken = size * spec[_AT.c_in], size * (spec[_AT.c_in] // spec[_AT.groups])
     # Neighbours lie side by side, and are moved together, where no dilation and no other group's channels part them.
     together = run_x if taken == pitch and dilation_x == 1 else 1
     for ky in range(run_y):
@@ -206,9 +206,9 @@ def _put_together(to, x, image, y, z, spec, size, offset):
 @njit(nogil=True, cache=True)
 def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, spec, threshold, begin, end):
     """As `update_blocks` for one input channel per output channel; packed is [taps, C] fp32, start [C]."""
-    height, width, channels = spec[_HEIGHT], spec[_WIDTH], spec[_C_OUT]
-    kernel_y, kernel_x = spec[_KERNEL_Y], spec[_KERNEL_X]
-    half = spec[_HALF] != 0
+    height, width, channels = spec[_AT.height], spec[_AT.width], spec[_AT.c_out]
+    kernel_y, kernel_x = spec[_AT.kernel_y], spec[_AT.kernel_x]
+    half = spec[_AT.half] != 0
     size, taps = 2 if half else 4, kernel_y * kernel_x
     pitch, stride = size * channels, 4 * channels
     height_of = min(DEPTHWISE_BLOCK, count - begin * DEPTHWISE_BLOCK)
@@ -221,8 +221,8 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
     )
     within = np.empty(taps, np.int64)
     for t in range(taps):
-        within[t] = ((t // kernel_x) * spec[_DILATION_Y] * width + (t % kernel_x) * spec[_DILATION_X]) * pitch
-    reach_y, reach_x = (kernel_y - 1) * spec[_DILATION_Y], (kernel_x - 1) * spec[_DILATION_X]
+        within[t] = ((t // kernel_x) * spec[_AT.dilation_y] * width + (t % kernel_x) * spec[_AT.dilation_x]) * pitch
+    reach_y, reach_x = (kernel_y - 1) * spec[_AT.dilation_y], (kernel_x - 1) * spec[_AT.dilation_x]
     base, entries = np.int64(sums.ctypes.data), np.int64(table.ctypes.data)
     listed, flags = int32_at(rows, count), bytes_at(mask, 1 << 40)
     for block in range(begin, end):
@@ -236,11 +236,11 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
                     table[r, t] = corner + within[t]
                 continue
             for ky in range(kernel_y):
-                y = top[r] + ky * spec[_DILATION_Y]
+                y = top[r] + ky * spec[_AT.dilation_y]
                 inside_y = (0 <= y) & (y < height)
                 line = x + (image[r] * height + y) * width * pitch
                 for kx in range(kernel_x):
-                    z = left[r] + kx * spec[_DILATION_X]
+                    z = left[r] + kx * spec[_AT.dilation_x]
                     table[r, ky * kernel_x + kx] = line + z * pitch if inside_y & (0 <= z) & (z < width) else zeros
         if channels < LANES:
             for c in range(channels):
@@ -269,4 +269,4 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
                     _depthwise_any(to, stride, entries, 4 * c, from_w, stride, begins, taps, n)
         for r in range(n):
             row = np.int64(listed[first + r])
-            finish_row(base + r * stride, row, residual, out, flags, channels, half, spec[_ACTIVATION], threshold)
+            finish_row(base + r * stride, row, residual, out, flags, channels, half, spec[_AT.activation], threshold)

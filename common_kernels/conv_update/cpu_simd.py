@@ -14,11 +14,11 @@ from common_kernels.simd import (
     HAS_BF16_DOT,
     I16,
     I64,
-    _load,
-    _narrow_bf16,
-    _row_kernel,
-    _store,
-    _widen_bf16,
+    load_at,
+    narrow_bf16,
+    row_kernel,
+    store_at,
+    widen_bf16,
 )
 
 _FLOAT, _BITS = (F32, 4), (I16, 2)
@@ -47,9 +47,9 @@ def _silu(builder: Any, old: Any, x: Any) -> Any:
     return builder.fdiv(x, below)
 
 
-hardswish_row = _row_kernel(_FLOAT, _FLOAT, _hardswish)
-silu_row = _row_kernel(_FLOAT, _FLOAT, _silu)
-widen_row = _row_kernel(_FLOAT, _BITS, lambda builder, old, x: _widen_bf16(builder, x))
+hardswish_row = row_kernel(_FLOAT, _FLOAT, _hardswish)
+silu_row = row_kernel(_FLOAT, _FLOAT, _silu)
+widen_row = row_kernel(_FLOAT, _BITS, lambda builder, old, x: widen_bf16(builder, x))
 
 
 def settle_row(bf16: bool) -> Any:
@@ -73,15 +73,15 @@ def settle_row(bf16: bool) -> Any:
                 typ = ir.VectorType(F32, lanes)
                 low, high, threshold = (spread(builder, each, typ) for each in limits)
                 here = builder.add(sums, builder.mul(at, I64(4)))
-                x = _clamp(builder, _load(builder, here, typ, 4), low, high)
+                x = _clamp(builder, load_at(builder, here, typ, 4), low, high)
                 if bf16:
                     bits = ir.VectorType(I16, lanes)
-                    x = _widen_bf16(builder, builder.bitcast(_narrow_bf16(builder, x), bits))
-                _store(builder, x, here, 4)
+                    x = widen_bf16(builder, builder.bitcast(narrow_bf16(builder, x), bits))
+                store_at(builder, x, here, 4)
                 there = builder.add(kept, builder.mul(at, I64(size)))
-                old = _load(builder, there, ir.VectorType(kind, lanes), size)
+                old = load_at(builder, there, ir.VectorType(kind, lanes), size)
                 if bf16:
-                    old = _widen_bf16(builder, old)
+                    old = widen_bf16(builder, old)
                 near.compare(x, old, threshold)
 
             over_lanes(builder, n, body)
@@ -111,15 +111,15 @@ def depthwise_rows(taps: int, lanes: int, bf16: bool) -> Any:
             )
 
             def weights(tap: Any) -> Any:
-                return _load(builder, builder.add(w, builder.mul(tap, w_stride)), typ, 4)
+                return load_at(builder, builder.add(w, builder.mul(tap, w_stride)), typ, 4)
 
             def inputs(entry: Any) -> Any:
-                address = builder.add(_load(builder, entry, I64, 8), offset)
+                address = builder.add(load_at(builder, entry, I64, 8), offset)
                 if bf16:
-                    return _widen_bf16(builder, _load(builder, address, ir.VectorType(I16, lanes), size))
-                return _load(builder, address, typ, size)
+                    return widen_bf16(builder, load_at(builder, address, ir.VectorType(I16, lanes), size))
+                return load_at(builder, address, typ, size)
 
-            first = _load(builder, start, typ, 4)
+            first = load_at(builder, start, typ, 4)
             held = [weights(I64(t)) for t in range(taps)]
             with cgutils.for_range(builder, n) as loop:
                 entries = builder.add(table, builder.mul(builder.mul(loop.index, n_taps), I64(8)))
@@ -135,7 +135,7 @@ def depthwise_rows(taps: int, lanes: int, bf16: bool) -> Any:
                         product = builder.call(fma, [inputs(entry), weights(inner.index), builder.load(slot, typ=typ)])
                         builder.store(product, slot)
                     total = builder.load(slot, typ=typ)
-                _store(builder, total, builder.add(acc, builder.mul(loop.index, acc_stride)), 4)
+                store_at(builder, total, builder.add(acc, builder.mul(loop.index, acc_stride)), 4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), codegen

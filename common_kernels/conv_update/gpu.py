@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from common_kernels.gather_gemm import launch
-from common_kernels.gather_gemm.gpu import _on, _unit
+from common_kernels.gather_gemm.gpu import on_device, unit_of
 from common_kernels.gather_gemm.launch import LaunchConfig
 from common_kernels.reach.gpu import list_active
 from common_kernels.row_update.gpu import far, settle
@@ -49,7 +49,7 @@ class Layer:
         dense: bool | None,
     ) -> Tensor:
         """`dense` is not looked at: only the CPU has the choice."""
-        with _on(x.device):
+        with on_device(x.device):
             mask, rows, count = list_active(changed, also, self.window, (*x.shape[:3],), x.device)
             if self._depthwise:
                 slide(
@@ -72,7 +72,7 @@ class Layer:
     ) -> None:
         window, limit = self.window, mask.numel()
         groups, taps, c_in, c_out = self._weight.shape
-        unit = _unit(x)
+        unit = unit_of(x)
         config = launch_config(c_in, c_out, unit, launch.device_family(x.device))
         fused = groups == 1 and c_out <= config.block_n
         new = None if fused else torch.empty(limit, self._c_out, dtype=out.dtype, device=out.device)

@@ -95,6 +95,7 @@ def _even_channels(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, 1)) if x.shape[1] % 2 else x.contiguous()
 
 
+# Numba cannot index a tuple of different functions: so the tiles have names, and `multiply_rows` a ladder.
 _wide_1, _wide_1_short = gemm_tile(TILE_ROWS[1], 1, False), gemm_tile(TILE_ROWS[1] // 2, 1, False)
 _wide_2, _wide_2_short = gemm_tile(TILE_ROWS[2], 2, False), gemm_tile(TILE_ROWS[2] // 2, 2, False)
 _wide_3, _wide_3_short = gemm_tile(TILE_ROWS[3], 3, False), gemm_tile(TILE_ROWS[3] // 2, 3, False)
@@ -106,7 +107,7 @@ _half_4, _half_4_short = gemm_tile(TILE_ROWS[4], 4, HAS_BF16_DOT), gemm_tile(TIL
 
 
 @njit(nogil=True, cache=True)
-def _multiply_rows(n, acc, x, w, steps, columns, half):
+def multiply_rows(n, acc, x, w, steps, columns, half):
     """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x, filled up to a whole register tile."""
     stride, vectors, at = 4 * columns, columns // LANES, 0
     while at < vectors:
@@ -194,7 +195,7 @@ def _multiply_tiles(
                 acc[i] = spare.ctypes.data
                 src[i] = x
             w = np.int64(packed.ctypes.data) + k * steps * stride
-            _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
+            multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
         for r in range(last - first):
             done, row = target + r * out_stride, base + r * stride
             if half:

@@ -51,13 +51,13 @@ def gather_gemm(
         result = reference.gather_gemm(x, table, weight, bias, residual, activation)
         return result if out is None else out.copy_(result)
     named = Schedule.of(schedule)
-    unit = _unit(x)
+    unit = unit_of(x)
     if n_splits is None:
         n_splits = launch.choose_splits(named.work, n_rows, c_in, unit)
     config = config or launch.launch_config(c_in, c_out, unit, launch.device_family(x.device))
     out = x.new_empty(n_rows, c_out) if out is None else out
     x = x.contiguous()
-    with _on(x.device):
+    with on_device(x.device):
         _run(out, x, weight, bias, residual, activation, named.split(n_splits), config, unit)
     return out
 
@@ -238,7 +238,7 @@ def weight_grad(
         return reference.weight_grad(x, grad, table)
     named = Schedule.of(schedule)
     n_pairs = named.pairs.shape[1]
-    unit = _unit(x)
+    unit = unit_of(x)
     config = config or launch.weight_grad_config(c_in, c_out, unit, launch.device_family(x.device))
     blocks = triton.cdiv(c_in, config.block_m) * triton.cdiv(c_out, config.block_n)
     chunk = launch.pairs_per_program(n_pairs, max(n_programs // blocks, 1), config.block_k)
@@ -249,7 +249,7 @@ def weight_grad(
     x, grad = x.contiguous(), grad.contiguous()
     chunk_ends = torch.empty(n_taps, dtype=torch.int32, device=x.device)
     taps_block = triton.next_power_of_2(n_taps)
-    with _on(x.device):
+    with on_device(x.device):
         plan_chunks_kernel[(1,)](chunk_ends, named.pair_offsets, n_taps, chunk, TAPS=taps_block, num_warps=4)
         weight_grad_kernel[(n_chunks, blocks)](
             partial,
@@ -354,7 +354,8 @@ def add_chunks_kernel(out_ptr, partial_ptr, chunk_ends_ptr, n_cells, BLOCK: tl.c
     tl.store(out_ptr + tap.to(tl.int64) * n_cells + cells, acc, mask=cells < n_cells)
 
 
-def _unit(x: Tensor) -> str:
+def unit_of(x: Tensor) -> str:
+    """Which arithmetic multiplies x: "fp32", "tf32" or "16-bit"."""
     # AMD's Triton backend has no TF32 arithmetic on every CDNA generation.
     return launch.arithmetic(x.dtype, _allow_tf32() and torch.version.hip is None)
 
@@ -367,6 +368,6 @@ def _allow_tf32() -> bool:
     return matmul.allow_tf32
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -10,7 +10,7 @@ from torch import Tensor
 from common_kernels.conv_update.cpu_kernels import NONE, finish_row
 from common_kernels.pool_update import reference
 from common_kernels.pool_update.cpu_simd import max_row, max_row_bf16
-from common_kernels.reach.cpu import bytes_at, floats_at, int32_at, list_active, mask_spec
+from common_kernels.reach.cpu import AT, bytes_at, floats_at, int32_at, list_active, mask_spec
 from common_kernels.simd import HAS_BF16_DOT, add_row, add_row_bf16
 from common_kernels.threads import parallel_for
 from common_kernels.windows import Window
@@ -61,11 +61,11 @@ def pool_update(
 @njit(nogil=True, cache=True)
 def _update(x, out, mask, rows, spec, channels, half, largest, padded, divisor, threshold, begin, end):
     """Listed pixels [begin, end). x, out, mask and rows are addresses; a divisor of 0 is the window's size."""
-    height, width, rows_out, cols_out = spec[1], spec[2], spec[3], spec[4]
-    kernel_y, kernel_x, stride_y, stride_x = spec[5], spec[6], spec[7], spec[8]
-    pad_y, pad_x, dilation_y, dilation_x = spec[9], spec[10], spec[11], spec[12]
+    height, width, rows_out, cols_out = spec[AT.height], spec[AT.width], spec[AT.rows], spec[AT.cols]
+    kernel_y, kernel_x, stride_y, stride_x = spec[AT.kernel_y], spec[AT.kernel_x], spec[AT.stride_y], spec[AT.stride_x]
+    pad_y, pad_x, dilation_y, dilation_x = spec[AT.pad_y], spec[AT.pad_x], spec[AT.dilation_y], spec[AT.dilation_x]
     pitch = (2 if half else 4) * channels
-    listed, flags = int32_at(rows, end), bytes_at(mask, spec[0] * rows_out * cols_out)
+    listed, flags = int32_at(rows, end), bytes_at(mask, spec[AT.batch] * rows_out * cols_out)
     buffer = np.empty(channels, np.float32)
     base = np.int64(buffer.ctypes.data)
     sums = floats_at(base, channels)

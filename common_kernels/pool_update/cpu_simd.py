@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common_kernels.simd import F32, I16, _row_kernel, _widen_bf16
+from common_kernels.simd import F32, I16, row_kernel, widen_bf16
 
 
 def _larger(builder: Any, old: Any, x: Any) -> Any:
@@ -12,5 +12,5 @@ def _larger(builder: Any, old: Any, x: Any) -> Any:
     return builder.select(builder.fcmp_unordered("!=", old, old), old, above)
 
 
-max_row = _row_kernel((F32, 4), (F32, 4), _larger)
-max_row_bf16 = _row_kernel((F32, 4), (I16, 2), lambda builder, old, x: _larger(builder, old, _widen_bf16(builder, x)))
+max_row = row_kernel((F32, 4), (F32, 4), _larger)
+max_row_bf16 = row_kernel((F32, 4), (I16, 2), lambda builder, old, x: _larger(builder, old, widen_bf16(builder, x)))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from common_kernels.conv_update.gpu import slide
-from common_kernels.gather_gemm.gpu import _on
+from common_kernels.gather_gemm.gpu import on_device
 from common_kernels.reach.gpu import list_active
 from common_kernels.windows import Window
 
@@ -18,7 +18,7 @@ def pool_update(
     divisor: int | None,
     threshold: float,
 ) -> Tensor:
-    with _on(x.device):
+    with on_device(x.device):
         mask, rows, count = list_active(changed, None, window, (*x.shape[:3],), x.device)
         slide(
             x,

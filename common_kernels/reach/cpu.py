@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,37 @@ def reach(changed: Tensor, window: Window) -> Tensor:
     return out
 
 
+class MaskSpec(NamedTuple):
+    """What `dilate` needs to know of a layer, as integers that reach it in one array."""
+
+    batch: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    kernel_y: int
+    kernel_x: int
+    stride_y: int
+    stride_x: int
+    pad_y: int
+    pad_x: int
+    dilation_y: int
+    dilation_x: int
+
+
+# Where each of them stands in the array.
+AT = MaskSpec(*range(len(MaskSpec._fields)))
+
+
 def mask_spec(window: Window, batch: int, height: int, width: int, rows: int, cols: int) -> np.ndarray:
-    """What `dilate` needs to know of a layer, as one array: a call from Python costs some 100 ns per argument."""
-    sizes = (batch, height, width, rows, cols)
-    return np.array((*sizes, *window.kernel, *window.stride, *window.padding, *window.dilation), np.int64)
+    """A `MaskSpec` as one array: a call from Python costs some 100 ns per argument."""
+    (kernel_y, kernel_x), (stride_y, stride_x) = window.kernel, window.stride
+    (pad_y, pad_x), (dilation_y, dilation_x) = window.padding, window.dilation
+    spec = MaskSpec(
+        batch=batch, height=height, width=width, rows=rows, cols=cols, kernel_y=kernel_y, kernel_x=kernel_x,
+        stride_y=stride_y, stride_x=stride_x, pad_y=pad_y, pad_x=pad_x, dilation_y=dilation_y, dilation_x=dilation_x,
+    )  # fmt: skip
+    return np.array(spec, np.int64)
 
 
 @intrinsic
@@ -70,9 +97,9 @@ def _any(flags):
 @njit(nogil=True, cache=True)
 def dilate(out, changed, also, spec):
     """Address `out` [B, Ho, Wo] bytes = reach of `changed` [B, H, W] bytes (0: all true) or `also` (0: none)."""
-    batch, height, width, rows, cols = spec[0], spec[1], spec[2], spec[3], spec[4]
-    kernel_y, kernel_x, stride_y, stride_x = spec[5], spec[6], spec[7], spec[8]
-    pad_y, pad_x, dilation_y, dilation_x = spec[9], spec[10], spec[11], spec[12]
+    batch, height, width, rows, cols = spec[AT.batch], spec[AT.height], spec[AT.width], spec[AT.rows], spec[AT.cols]
+    kernel_y, kernel_x, stride_y, stride_x = spec[AT.kernel_y], spec[AT.kernel_x], spec[AT.stride_y], spec[AT.stride_x]
+    pad_y, pad_x, dilation_y, dilation_x = spec[AT.pad_y], spec[AT.pad_x], spec[AT.dilation_y], spec[AT.dilation_x]
     target = bytes_at(out, batch * rows * cols)
     if changed == 0:
         target[:] = 1
@@ -143,4 +170,4 @@ def list_true(mask, n, found):
 def list_active(out, changed, also, spec, found):
     """`dilate`, then `list_true` of the result."""
     dilate(out, changed, also, spec)
-    return list_true(out, spec[0] * spec[3] * spec[4], found)
+    return list_true(out, spec[AT.batch] * spec[AT.rows] * spec[AT.cols], found)

@@ -6,12 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from common_kernels.compact.gpu import BLOCK, write_kernel
-from common_kernels.gather_gemm.gpu import _on
+from common_kernels.gather_gemm.gpu import on_device
 from common_kernels.windows import Window
 
 
 def reach(changed: Tensor, window: Window) -> Tensor:
-    with _on(changed.device):
+    with on_device(changed.device):
         return _mark(changed, None, window, changed.shape, changed.device)[0]
 
 

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from common_kernels.simd import F32, I16, I64, LANES, _load, _widen_bf16
+from common_kernels.simd import F32, I16, I64, LANES, load_at, widen_bf16
 
 _I8 = ir.IntType(8)
 _BIT = ir.IntType(1)
@@ -87,7 +87,7 @@ def _moved_row(element: Any, size: int, widen: Callable[[Any, Any], Any]) -> Any
             def body(at: Any, lanes: int) -> None:
                 offset, typ = builder.mul(at, I64(size)), ir.VectorType(element, lanes)
                 fresh, old = (
-                    widen(builder, _load(builder, builder.add(address, offset), typ, size)) for address in (new, kept)
+                    widen(builder, load_at(builder, builder.add(address, offset), typ, size)) for address in (new, kept)
                 )
                 near.compare(fresh, old, spread(builder, threshold, ir.VectorType(F32, lanes)))
 
@@ -104,5 +104,5 @@ def _count_bytes(builder: Any, x: Any) -> Any:
 
 
 moved_fp32 = _moved_row(F32, 4, lambda builder, x: x)
-moved_bf16 = _moved_row(I16, 2, _widen_bf16)
+moved_bf16 = _moved_row(I16, 2, widen_bf16)
 moved_bytes = _moved_row(_I8, 1, _count_bytes)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from common_kernels.gather_gemm.gpu import _on
+from common_kernels.gather_gemm.gpu import on_device
 from common_kernels.reach.gpu import list_mask
 
 
@@ -18,7 +18,7 @@ def update_rows(out: Tensor, rows: Tensor, index: Tensor | None, threshold: floa
         if picked:
             n = len(index)
         else:
-            with _on(out.device):
+            with on_device(out.device):
                 index, count = list_mask(index)
     settle(out, changed, rows.contiguous(), index, count, n, threshold, picked=picked)
     return changed
@@ -45,7 +45,7 @@ def settle(
         return
     block_c = min(triton.next_power_of_2(channels), 128)
     block_m = max(4096 // block_c, 16)
-    with _on(out.device):
+    with on_device(out.device):
         settle_kernel[(triton.cdiv(limit, block_m),)](
             out,
             changed,

@@ -8,7 +8,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from common_kernels.gather_gemm.cpu import TALLEST, _multiply_rows, pack_weight
+from common_kernels.gather_gemm.cpu import TALLEST, multiply_rows, pack_weight
 from common_kernels.shift_gemm import reference
 from common_kernels.simd import (
     HAS_BF16_DOT,
@@ -113,7 +113,7 @@ def _multiply_tiles(x, groups, length, packed, start, residual, relu, half, out,
                 src[i] = x + 4 * step
             w = np.int64(packed.ctypes.data) + step * stride
             if n > 0 and groups[0, g] > step:
-                _multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, groups[0, g] - step, columns, half)
+                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, groups[0, g] - step, columns, half)
             step = groups[0, g]
         for r in range(end - begin):
             done, row = target + r * out_stride, base + r * stride

@@ -41,7 +41,7 @@ def shift_gemm(
         result = reference.shift_gemm(x, length, channels, offsets, weight, bias, residual, activation)
         return result if out is None else out.copy_(result)
     out = x.new_empty(n_rows, c_out) if out is None else out
-    unit = gather_gemm._unit(x)
+    unit = gather_gemm.unit_of(x)
     config = launch_config(c_in, c_out, unit, launch.device_family(x.device))
     # Kernels are compiled for small multiples of one distance, so that layers of other sizes share them.
     distance = math.gcd(*offsets) or 1

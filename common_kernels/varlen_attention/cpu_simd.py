@@ -12,23 +12,23 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from common_kernels.simd import (
-    _VB,
-    _VF,
-    _VI,
     F32,
     HAS_BF16_DOT,
     I16,
     I32,
     I64,
     LANES,
-    _add_products,
-    _BFloat,
-    _load,
-    _load_vectors,
-    _multiply_add,
-    _splat,
-    _store,
-    _store_sums,
+    VB,
+    VF,
+    VI,
+    BFloat,
+    add_products,
+    load_at,
+    load_vectors,
+    make_multiply_add,
+    splat,
+    store_at,
+    store_sums,
 )
 
 AVAILABLE = LANES == 16
@@ -60,24 +60,24 @@ def product_tile(rows: int, vectors: int, bf16: bool) -> Any:
                 return context.get_dummy_value()
             to = [builder.add(out, builder.mul(out_stride, I64(r))) for r in range(rows)]
             src = [builder.add(x, builder.mul(x_stride, I64(r))) for r in range(rows)]
-            zero = ir.Constant(_VF, [0.0] * LANES)
-            sums = [[cgutils.alloca_once(builder, _VF) for _ in range(vectors)] for _ in range(rows)]
+            zero = ir.Constant(VF, [0.0] * LANES)
+            sums = [[cgutils.alloca_once(builder, VF) for _ in range(vectors)] for _ in range(rows)]
             for slot in (slot for slots in sums for slot in slots):
                 builder.store(zero, slot)
-            multiply_add = _multiply_add(builder, bf16)
+            multiply_add = make_multiply_add(builder, bf16)
             with cgutils.for_range(builder, steps) as loop:
-                weights = _load_vectors(builder, builder.add(w, builder.mul(loop.index, w_stride)), vectors)
+                weights = load_vectors(builder, builder.add(w, builder.mul(loop.index, w_stride)), vectors)
                 if bf16:
-                    weights = [builder.bitcast(each, _VB) for each in weights]
+                    weights = [builder.bitcast(each, VB) for each in weights]
                 step = builder.mul(loop.index, I64(4))
                 for r in range(rows):
                     address = builder.add(src[r], step)
                     if bf16:
-                        value = builder.bitcast(_splat(builder, _load(builder, address, I32, 2), _VI), _VB)
+                        value = builder.bitcast(splat(builder, load_at(builder, address, I32, 2), VI), VB)
                     else:
-                        value = _splat(builder, _load(builder, address, F32, 4), _VF)
-                    _add_products(builder, multiply_add, sums[r], value, weights)
-            _store_sums(builder, sums, to)
+                        value = splat(builder, load_at(builder, address, F32, 4), VF)
+                    add_products(builder, multiply_add, sums[r], value, weights)
+            store_sums(builder, sums, to)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -99,30 +99,30 @@ def softmax_row(bf16: bool) -> Any:
             row, bias, vectors, scale, narrow, stats = args
             if not AVAILABLE or (bf16 and not HAS_BF16_DOT):
                 return context.get_dummy_value()
-            fma = _multiply_add(builder, bf16=False)
-            factor = _splat(builder, scale, _VF)
+            fma = make_multiply_add(builder, bf16=False)
+            factor = splat(builder, scale, VF)
 
             def score(at: Any) -> Any:
                 here = builder.mul(at, I64(LINE))
-                start, s = (_load(builder, builder.add(x, here), _VF, 4) for x in (bias, row))
+                start, s = (load_at(builder, builder.add(x, here), VF, 4) for x in (bias, row))
                 return fma(start, s, factor)
 
             highest = cgutils.alloca_once_value(builder, _constant(float("-inf")))
             with cgutils.for_range(builder, vectors) as loop:
-                builder.store(_larger(builder, score(loop.index), builder.load(highest, typ=_VF)), highest)
-            top = _fold(builder, builder.load(highest, typ=_VF), _larger)
+                builder.store(_larger(builder, score(loop.index), builder.load(highest, typ=VF)), highest)
+            top = _fold(builder, builder.load(highest, typ=VF), _larger)
             blind = builder.fcmp_ordered("==", top, F32(float("-inf")))
-            base = _splat(builder, builder.select(blind, F32(0.0), top), _VF)
+            base = splat(builder, builder.select(blind, F32(0.0), top), VF)
             total = cgutils.alloca_once_value(builder, _constant(0.0))
             with cgutils.for_range(builder, vectors) as loop:
                 p = _exp(builder, fma, builder.fsub(score(loop.index), base))
-                builder.store(builder.fadd(builder.load(total, typ=_VF), p), total)
-                _store(builder, p, builder.add(row, builder.mul(loop.index, I64(LINE))), 4)
+                builder.store(builder.fadd(builder.load(total, typ=VF), p), total)
+                store_at(builder, p, builder.add(row, builder.mul(loop.index, I64(LINE))), 4)
                 if bf16:
-                    half = builder.fptrunc(p, ir.VectorType(_BFloat(), LANES))
-                    _store(builder, half, builder.add(narrow, builder.mul(loop.index, I64(LINE // 2))), 2)
-            _store(builder, top, stats, 4)
-            _store(builder, _fold(builder, builder.load(total, typ=_VF), _sum), builder.add(stats, I64(4)), 4)
+                    half = builder.fptrunc(p, ir.VectorType(BFloat(), LANES))
+                    store_at(builder, half, builder.add(narrow, builder.mul(loop.index, I64(LINE // 2))), 2)
+            store_at(builder, top, stats, 4)
+            store_at(builder, _fold(builder, builder.load(total, typ=VF), _sum), builder.add(stats, I64(4)), 4)
             return context.get_dummy_value()
 
         floats = [types.int64] * 3 + [types.float32] + [types.int64] * 2
@@ -142,7 +142,7 @@ def transpose_block(context, out, out_stride, x, x_stride, last):
         rows = []
         for r in range(LANES):
             here = builder.select(builder.icmp_signed("<", last, I64(r)), last, I64(r))
-            rows.append(_load(builder, builder.add(x, builder.mul(here, x_stride)), _VF, 2))
+            rows.append(load_at(builder, builder.add(x, builder.mul(here, x_stride)), VF, 2))
         half = LANES // 2
         while half:  # exchange the off-diagonal quarters of every square of 2 * half
             low = [lane + LANES - half if lane & half else lane for lane in range(LANES)]
@@ -150,11 +150,11 @@ def transpose_block(context, out, out_stride, x, x_stride, last):
             for r in range(LANES):
                 if not r & half:
                     a, b = rows[r], rows[r + half]
-                    rows[r] = builder.shuffle_vector(a, b, ir.Constant(_VI, low))
-                    rows[r + half] = builder.shuffle_vector(a, b, ir.Constant(_VI, high))
+                    rows[r] = builder.shuffle_vector(a, b, ir.Constant(VI, low))
+                    rows[r + half] = builder.shuffle_vector(a, b, ir.Constant(VI, high))
             half //= 2
         for c, column in enumerate(rows):
-            _store(builder, column, builder.add(out, builder.mul(out_stride, I64(c))), 4)
+            store_at(builder, column, builder.add(out, builder.mul(out_stride, I64(c))), 4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
@@ -169,9 +169,9 @@ def interleave_row(context, out, a, b, n):
         bits = ir.VectorType(I16, LANES)
         with cgutils.for_range(builder, builder.sdiv(n, I64(LANES))) as loop:
             at = builder.mul(loop.index, I64(2 * LANES))
-            low, high = (builder.zext(_load(builder, builder.add(x, at), bits, 2), _VI) for x in (a, b))
-            both = builder.or_(low, builder.shl(high, ir.Constant(_VI, [16] * LANES)))
-            _store(builder, both, builder.add(out, builder.mul(at, I64(2))), 4)
+            low, high = (builder.zext(load_at(builder, builder.add(x, at), bits, 2), VI) for x in (a, b))
+            both = builder.or_(low, builder.shl(high, ir.Constant(VI, [16] * LANES)))
+            store_at(builder, both, builder.add(out, builder.mul(at, I64(2))), 4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
@@ -186,14 +186,14 @@ def scale_row(bf16: bool) -> Any:
             out, x, n, factor = args
             if bf16 and not HAS_BF16_DOT:
                 return context.get_dummy_value()
-            by = _splat(builder, factor, _VF)
+            by = splat(builder, factor, VF)
             with cgutils.for_range(builder, builder.sdiv(n, I64(LANES))) as loop:
                 at = builder.mul(loop.index, I64(LINE))
-                value = builder.fmul(_load(builder, builder.add(x, at), _VF, 4), by)
+                value = builder.fmul(load_at(builder, builder.add(x, at), VF, 4), by)
                 if bf16:
-                    value = builder.fptrunc(value, ir.VectorType(_BFloat(), LANES))
+                    value = builder.fptrunc(value, ir.VectorType(BFloat(), LANES))
                     at = builder.sdiv(at, I64(2))
-                _store(builder, value, builder.add(out, at), 2)
+                store_at(builder, value, builder.add(out, at), 2)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, types.float32), codegen
@@ -202,7 +202,7 @@ def scale_row(bf16: bool) -> Any:
 
 
 def _constant(value: float) -> Any:
-    return ir.Constant(_VF, [value] * LANES)
+    return ir.Constant(VF, [value] * LANES)
 
 
 def _larger(builder: Any, x: Any, y: Any) -> Any:
@@ -218,7 +218,7 @@ def _fold(builder: Any, x: Any, combine: Any) -> Any:
     """All lanes combined in a tree, always the same one."""
     half = LANES // 2
     while half:
-        moved = builder.shuffle_vector(x, x, ir.Constant(_VI, [(lane + half) % LANES for lane in range(LANES)]))
+        moved = builder.shuffle_vector(x, x, ir.Constant(VI, [(lane + half) % LANES for lane in range(LANES)]))
         x = combine(builder, x, moved)
         half //= 2
     return builder.extract_element(x, I32(0))
@@ -235,7 +235,7 @@ def _exp(builder: Any, fma: Any, x: Any) -> Any:
     value = _constant(_EXP[-1])
     for coefficient in _EXP[-2::-1]:
         value = fma(_constant(coefficient), value, r)
-    one = ir.Constant(_VI, [127] * LANES)
-    exponent = builder.add(builder.bitcast(shifted, _VI), one)
-    power = builder.bitcast(builder.shl(exponent, ir.Constant(_VI, [23] * LANES)), _VF)
+    one = ir.Constant(VI, [127] * LANES)
+    exponent = builder.add(builder.bitcast(shifted, VI), one)
+    power = builder.bitcast(builder.shl(exponent, ir.Constant(VI, [23] * LANES)), VF)
     return builder.select(tiny, _constant(0.0), builder.fmul(value, power))

@@ -7,7 +7,6 @@ Outputs of a row do not depend on the other segments of the batch, bit for bit.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -121,7 +120,7 @@ def backward(
     n_tiles, each = gpu_launch.tiles(n_rows, len(offsets) - 1, of_queries.block_m, max_length)
     n_tiles_k, each_k = gpu_launch.tiles(n_keys, len(offsets) - 1, of_keys.block_n, max_length_k)
     sizes = (n_rows, n_keys, len(offsets) - 1)
-    with _on(q.device):
+    with gather_gemm.on_device(q.device):
         if n_tiles:
             query_grad_kernel[_grid(n_tiles, n_heads)](
                 dq,
@@ -205,7 +204,7 @@ def column_sums(
     config = config or _config("column_sums", q)
     n_tiles, each = gpu_launch.tiles(n_keys, len(offsets) - 1, config.block_n, max_length_k)
     if n_tiles:
-        with _on(q.device):
+        with gather_gemm.on_device(q.device):
             column_sums_kernel[_grid(n_tiles, n_heads_k)](
                 out,
                 q,
@@ -255,7 +254,7 @@ def _launch_forward(
     q, k, bias = _rows(q), _rows(k), None if bias is None else bias.contiguous()
     v = None if v is None else _rows(v)
     offsets, offsets_k, _ = _segments(offsets, offsets_k, max_length, None)
-    with _on(q.device):
+    with gather_gemm.on_device(q.device):
         forward_kernel[_grid(n_tiles, n_heads)](
             out,
             lse,
@@ -292,7 +291,7 @@ def _options(causal: bool, window: int | None, q: Tensor, config: LaunchConfig) 
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         SEARCH_WIDTH=SEARCH_WIDTH,
-        INPUT_PRECISION="tf32" if gather_gemm._unit(q) == "tf32" else "ieee",
+        INPUT_PRECISION="tf32" if gather_gemm.unit_of(q) == "tf32" else "ieee",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         enable_fp_fusion=True,
@@ -303,7 +302,7 @@ def _config(kernel: str, q: Tensor) -> LaunchConfig:
     if q.shape[2] > gpu_launch.WIDEST_HEAD:
         raise ValueError(f"heads on a GPU have up to {gpu_launch.WIDEST_HEAD} channels, got q {list(q.shape)}")
     family = gather_gemm_launch.device_family(q.device)
-    return gpu_launch.launch_config(kernel, q.shape[2], gather_gemm._unit(q), family)
+    return gpu_launch.launch_config(kernel, q.shape[2], gather_gemm.unit_of(q), family)
 
 
 def _segments(
@@ -325,8 +324,3 @@ def _grid(n_tiles: int, n_heads: int) -> tuple[int]:
     if n_tiles * n_heads > _MOST_PROGRAMS:
         raise ValueError(f"{n_tiles} tiles of {n_heads} heads are more than {_MOST_PROGRAMS} programs: split the batch")
     return (n_tiles * n_heads,)
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -156,7 +156,7 @@ def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, in
 def _activation_name(activation: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
     """The name in ACTIVATIONS whose values `activation` has, judged on numbers from -12 to 12; None if none has."""
     x = torch.cat([torch.linspace(-12, 12, 4801, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    for name, (meaning, _, _) in ACTIVATIONS.items():
+    for name, meaning in ACTIVATIONS.items():
         try:
             got = activation(x.clone())
         except (RuntimeError, TypeError, ValueError):

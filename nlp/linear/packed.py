@@ -7,123 +7,65 @@ reordered weights in float32 (110 against 250 GFLOP/s on one core); in bfloat16 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from common_kernels import onednn
 
 # The row count that the weight is laid out for. oneDNN chose the same layout, at the same speed, from 1 to 4096 rows.
 _LAYOUT_ROWS = 512
 # From how many rows and products on the packed weight is faster, measured at widths 384 to 3072 on one and two threads.
 _MIN_ROWS = {torch.float32: 2, torch.bfloat16: 1}
 _MIN_PRODUCTS = {torch.float32: 2**20, torch.bfloat16: 64 * 64}
-# Weights compared on each call, to notice updates that torch does not count (`weight.data.copy_(...)`).
-_PROBES = 16
-
-
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-# name -> (meaning, oneDNN's post-op, its algorithm)
-ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, str]] = {
-    "none": (lambda x: x, "none", ""),
-    "gelu": (F.gelu, "gelu", "none"),
-    "gelu_tanh": (_gelu_tanh, "gelu", "tanh"),
-    "relu": (F.relu, "relu", ""),
-    "silu": (F.silu, "swish", ""),
+# The activations that a layer may end in, by what they mean.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: onednn.ACTIVATIONS[name] for name in ("none", "gelu", "gelu_tanh", "relu", "silu")
 }
 
 
-@functools.cache
-def can_pack(dtype: torch.dtype, activation: str = "none") -> bool:
-    """Whether oneDNN multiplies `dtype` on this CPU with `activation` fused, found out by trying it once."""
-    if dtype not in _MIN_ROWS or not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        meaning, post_op, algorithm = ACTIVATIONS[activation]
-        generator = torch.Generator().manual_seed(0)
-        x, weight, bias = (torch.randn(n, generator=generator).to(dtype) for n in ((70, 96), (80, 96), (80,)))
-        weight = weight / 10
-        with torch.no_grad():
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, _LAYOUT_ROWS)
-            got = torch.ops.mkldnn._linear_pointwise(x, packed, bias, post_op, [], algorithm).double()
-            want = meaning(F.linear(x.double(), weight.double(), bias.double()))
-    except (AttributeError, NotImplementedError, RuntimeError):  # another torch, another CPU: plain products there
-        return False
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05  # values up to 5; bfloat16 keeps eight bits
-    return bool((got - want).abs().max() <= tolerance)
+class _Packed:
+    """A weight in oneDNN's order, and which inputs it serves."""
 
+    __slots__ = ("dtype", "least", "matrix", "width")
 
-class _Pack:
-    """A reordered weight, and how to tell that the weight it was made from has changed."""
-
-    __slots__ = ("address", "copies", "dtype", "least", "multiply", "packed", "probes", "source", "version", "width")
-
-    def __init__(self, weight: nn.Parameter, transposed: bool) -> None:
-        # Held, so that its address cannot become that of another weight.
-        self.source = weight.detach()
-        self.address = weight.data_ptr()
-        self.version = weight._version
+    def __init__(self, weight: Tensor, transposed: bool) -> None:
         self.dtype = weight.dtype
         self.width = weight.shape[0 if transposed else 1]
         # The number of input values from which on this product is faster than the plain one.
         rows = max(_MIN_ROWS[self.dtype], -(-_MIN_PRODUCTS[self.dtype] // weight.numel()))
         self.least = rows * self.width
-        flat = self.source.view(-1)
-        # An odd step walks through all columns of a weight.
-        self.probes = flat[:: max(1, flat.numel() // _PROBES) | 1]
-        self.copies = self.probes.clone()
-        matrix = self.source.t().contiguous() if transposed else self.source
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix, _LAYOUT_ROWS)
-        self.multiply = torch.ops.mkldnn._linear_pointwise.default
-
-    def is_current(self, weight: torch.Tensor) -> bool:
-        # `_version` counts on for the same storage; another storage has another address while this one is held.
-        return (
-            self.version == weight._version
-            and self.address == weight.data_ptr()
-            and self.dtype == weight.dtype
-            and torch.equal(self.probes, self.copies)
-        )
+        self.matrix = onednn.pack_linear(weight.t().contiguous() if transposed else weight, _LAYOUT_ROWS)
 
 
-class PackedMixin(nn.Module):
+class PackedMixin(onednn.PackedModule):
     """What linear layers share that hold a reordered copy of `weight` beside it.
 
     `activation` is applied to the result on every path: "none", "gelu" (erf), "gelu_tanh", "relu" or "silu".
 
     The copy is no parameter and no buffer: it is not saved, pickled, copied, moved or listed. It is made again when the
-    weight changes: updates that torch counts (optimisers, ``load_state_dict``, any in-place operation) are always
-    noticed, replaced weights too. Those it does not count (``weight.data.mul_(2)``, ``weight.numpy()[...] = ...``) are
-    noticed where they touch one of 16 weights spread over the whole, else by the next ``train()``, ``eval()`` or
-    ``to(...)``.
+    weight changes; `onednn.PackedWeight` tells which changes are noticed at once and which within some calls.
     """
 
     activation: str
     _transposed: bool  # whether the weight is [in, out]
-    _pack: _Pack | None
+    _packed: onednn.PackedWeight[_Packed]
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         """act(x @ weight + bias) for x [..., in]."""
-        meaning, post_op, algorithm = ACTIVATIONS[self.activation]
-        pack = self._fresh_pack(x)
-        if pack is None:
-            return meaning(self._plain(x))
-        result: torch.Tensor = pack.multiply(x, pack.packed, self._parameters["bias"], post_op, [], algorithm)
-        return result
+        packed = self._current(x)
+        if packed is None:
+            return ACTIVATIONS[self.activation](self._plain(x))
+        return onednn.linear(x, packed.matrix, self._parameters["bias"], self.activation)
 
-    def _fresh_pack(self, x: torch.Tensor) -> _Pack | None:
+    def _current(self, x: Tensor) -> _Packed | None:
         """The reordered weight, if the fast path computes exactly this call and faster; else None."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not torch.Tensor:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
             return None
-        pack = self._pack
-        if pack is not None and x.numel() < pack.least and x.dtype == pack.dtype:
+        packed = self._packed.last
+        if packed is not None and x.numel() < packed.least and x.dtype == packed.dtype:
             return None
         weight = self._parameters.get("weight")  # None while something else, such as a mask of pruning, computes it
         bias = self._parameters["bias"]
@@ -135,22 +77,21 @@ class PackedMixin(nn.Module):
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        if pack is not None and not pack.is_current(weight):
-            self._pack = pack = None
-        if pack is None and self._can_pack(x, weight):
-            with torch.no_grad():
-                self._pack = pack = _Pack(weight, self._transposed)
+        if packed is not None:
+            packed = self._packed.current(weight, x.numel() // packed.width if packed.width else 0)
+        if packed is None and self._can_pack(x, weight):
+            packed = self._packed.get(weight, lambda weight: _Packed(weight, self._transposed))
         if (
-            pack is None
-            or x.dtype != pack.dtype
-            or x.shape[-1] != pack.width
-            or x.numel() < pack.least
-            or (bias is not None and (bias.dtype != pack.dtype or not bias.is_cpu))
+            packed is None
+            or x.dtype != packed.dtype
+            or x.shape[-1] != packed.width
+            or x.numel() < packed.least
+            or (bias is not None and (bias.dtype != packed.dtype or not bias.is_cpu))
         ):
             return None
-        return pack
+        return packed
 
-    def _can_pack(self, x: torch.Tensor, weight: nn.Parameter) -> bool:
+    def _can_pack(self, x: Tensor, weight: nn.Parameter) -> bool:
         return (
             weight.dtype in _MIN_ROWS
             and weight.dtype == x.dtype
@@ -161,31 +102,19 @@ class PackedMixin(nn.Module):
             and type(weight) is nn.Parameter
             and weight.is_cpu
             and weight.is_contiguous()
-            and not weight.is_inference()  # counts no updates
             and bool(torch.backends.mkldnn.enabled)
-            and can_pack(x.dtype, self.activation)
+            and onednn.has_linear(x.dtype, self.activation)
         )
 
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
+    def _plain(self, x: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def train(self, mode: bool = True) -> Any:
-        self._pack = None
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._pack = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pack": None}
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.activation == "none" else f"{text}, activation={self.activation}".lstrip(", ")
 
 
-def _requires_grad(bias: torch.Tensor | None) -> bool:
+def _requires_grad(bias: Tensor | None) -> bool:
     return bias is not None and bias.requires_grad
 
 
@@ -206,11 +135,11 @@ class PackedLinear(PackedMixin, nn.Linear):
         self.register_parameter("bias", linear.bias)
         self.training = linear.training
         self.activation = activation
-        self._pack = None
+        self._packed = onednn.PackedWeight()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """act(x @ weight.T + bias) for x [..., in]: [..., out]."""
         return self._multiply(x)
 
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
+    def _plain(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)

@@ -1,6 +1,6 @@
 """GPT-2's linear layer with its weight laid out once for the fast matrix product of a CPU.
 
-Apart from `packed_linear`, because this one needs transformers.
+Apart from `nlp.linear.packed`, because this one needs transformers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from common_kernels import onednn
 from nlp.linear.packed import PackedMixin
 
 
@@ -25,7 +26,7 @@ class PackedConv1D(PackedMixin, Conv1D):
         self.bias = layer.bias
         self.training = layer.training
         self.activation = activation
-        self._pack = None
+        self._packed = onednn.PackedWeight()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """act(x @ weight + bias) for x [..., in]: [..., out]."""

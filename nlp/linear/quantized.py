@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nlp.linear.packed import ACTIVATIONS, can_pack
+from common_kernels import onednn
+from nlp.linear.packed import ACTIVATIONS
 
 # Measured on one core: torch's own int8 kernel beats everything else for a few rows in bfloat16, and is not vectorised
 # in float32 (35 times slower than F.linear there).
@@ -41,7 +42,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """act(x @ (weight * scale).T + bias) for x [..., in]: [..., out]."""
-        meaning, post_op, algorithm = ACTIVATIONS[self.activation]
+        meaning = ACTIVATIONS[self.activation]
         rows = x.reshape(-1, x.shape[-1])
         plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not x.is_cpu
         if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
@@ -50,10 +51,9 @@ class QuantizedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if plain or n == 0:
             return meaning(F.linear(x, self._dequantized(x.dtype), bias))
-        if n >= _MIN_REORDERED_ROWS.get(x.dtype, n + 1) and can_pack(x.dtype, self.activation):
-            packed = torch.ops.mkldnn._reorder_linear_weight(self._dequantized(x.dtype), n)
-            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, post_op, [], algorithm)
-            return result
+        if n >= _MIN_REORDERED_ROWS.get(x.dtype, n + 1) and onednn.has_linear(x.dtype, self.activation):
+            packed = onednn.pack_linear(self._dequantized(x.dtype), n)
+            return onednn.linear(x, packed, bias, self.activation)
         if x.dtype == torch.bfloat16 and n <= _MAX_KERNEL_ROWS and hasattr(torch, "_weight_int8pack_mm"):
             out = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale.to(x.dtype))
         else:

@@ -86,6 +86,11 @@ class Cascade(Scheduled):
         ValueError: an argument outside of its range.
 
     Source: SpAtten (Wang et al., 2021).
+
+    Example:
+        >>> import nlp
+        >>> nlp.Cascade(0.25, layers=[2, 4]).shares(n_layers=6)  # of its tokens, what each layer reads
+        (1.0, 1.0, 0.5, 0.5, 0.25, 0.25)
     """
 
     _: KW_ONLY

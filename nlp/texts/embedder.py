@@ -63,6 +63,12 @@ class Embedder:
 
     Raises:
         ValueError: an argument outside of its range, or a tokenizer that is not the model's.
+
+    Example:
+        >>> import nlp
+        >>> embedder = nlp.Embedder.load("all-minilm-l6-v2")
+        >>> embedder.embed(["one text", "and a longer text"]).shape
+        (2, 384)
     """
 
     def __init__(

@@ -53,6 +53,14 @@ class Packer:
 
     Raises:
         ValueError: a max_tokens or look_ahead that is not an integer of at least 1.
+
+    Example:
+        >>> import nlp
+        >>> texts = ["a", "a longer text", "b", "another long text"]
+        >>> [[text for _, text in batch] for batch in nlp.Packer(max_tokens=30).batches(texts)]
+        [['a', 'b'], ['a longer text', 'another long text']]
+        >>> list(nlp.Packer(max_tokens=30).map(lambda batch: [len(text) for text in batch], texts))
+        [1, 13, 1, 17]
     """
 
     max_tokens: int

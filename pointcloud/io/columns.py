@@ -26,7 +26,11 @@ _FAR = 4096.0
 
 
 def parse_columns(columns: str | Sequence[str] | None) -> list[str] | None:
-    """Column names of a file that does not name them; `_` skips one. Raises ValueError."""
+    """Column names of a file that does not name them; `_` skips one.
+
+    Raises:
+        ValueError: names without x, y and z, or with one of them twice.
+    """
     if columns is None:
         return None
     names = columns.replace(",", " ").split() if isinstance(columns, str) else list(columns)
@@ -76,7 +80,7 @@ def _native(column: Array) -> Array:
     dtype = column.dtype.newbyteorder("=")
     if dtype.kind == "u" and dtype.itemsize == 8:
         if column.size and int(column.max()) > np.iinfo(np.int64).max:
-            raise ValueError(f"holds {int(column.max())}, which int64 cannot")
+            raise ValueError(f"a column of uint64 must fit int64, got {int(column.max())}")
         return np.array(column, dtype=np.int64)
     wanted = widened.get(f"{dtype.kind}{dtype.itemsize}", dtype)
     if dtype.kind == "f" and dtype.itemsize > 8:

@@ -1,13 +1,8 @@
-"""Opening files that strangers wrote, and writing files that are either whole or absent."""
+"""What a file is: its size and its first bytes, in words for an error message."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 # First bytes of things people hand over by mistake, so that an error can say what the file is.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -54,20 +49,3 @@ def check_file(path: Path, what: str) -> int:
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file, but {what} was expected")
     return path.stat().st_size
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when everything in it has been written."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a directory, but a file to write was expected")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder {path.parent} does not exist")
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

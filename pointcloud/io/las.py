@@ -16,7 +16,7 @@ _CHUNK = 1 << 18
 
 
 def _check_header(path: Path, size: int) -> None:
-    """What laspy would believe without looking: that the points the header counts are in the file."""
+    """Check that the file holds as many points as its header counts, which laspy believes unseen."""
     with open(path, "rb") as file:
         head = file.read(375)
     if not head.startswith(b"LASF"):

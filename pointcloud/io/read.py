@@ -16,7 +16,8 @@ from pointcloud.io.raw import KITTI, NUSCENES, read_labels, read_raw
 from pointcloud.io.text import read_text
 from pointcloud.points import PointCloud
 
-_SUFFIXES = {
+# Endings of file names that tell the format, the longer ones first.
+SUFFIXES = {
     ".pcd.bin": "nuscenes", ".bin": "bin", ".pcd": "pcd", ".ply": "ply", ".las": "las", ".laz": "las",
     ".npy": "npy", ".npz": "npz", ".txt": "text", ".xyz": "text", ".csv": "text", ".pts": "text",
 }  # fmt: skip
@@ -35,11 +36,11 @@ _NAMED: dict[str, Callable[[Path], Columns]] = {"pcd": read_pcd, "ply": read_ply
 
 
 def _format_of(path: Path) -> str:
-    for suffix, name in _SUFFIXES.items():
+    for suffix, name in SUFFIXES.items():
         if path.name.lower().endswith(suffix):
             return name
     raise ValueError(
-        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(_SUFFIXES)}, "
+        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(SUFFIXES)}, "
         f"or pass format= ({', '.join(FORMATS)})"
     )
 
@@ -63,6 +64,12 @@ def read_points(
     Columns are found by their names; those without a place of their own are in `extra`. The intensity keeps its scale.
     Coordinates with a median beyond 4096 m are kept relative to `origin`.
     Raises FileNotFoundError, IsADirectoryError, or ValueError naming the file, what was expected and what came.
+
+    Example:
+        >>> import pointcloud
+        >>> cloud = pointcloud.read_points("scan.ply")
+        >>> cloud.xyz.shape, cloud.intensity.shape
+        (torch.Size([3, 3]), torch.Size([3]))
     """
     path = Path(path)
     if invalid not in ("error", "drop"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common_models.files import replace_atomically
 from pointcloud.io.columns import Array
-from pointcloud.io.files import atomic_file
 from pointcloud.points import PointCloud
 
 _NAMES = {"<f4": "float", "<f8": "double", "<i4": "int", "|u1": "uchar"}
@@ -46,7 +45,6 @@ def write_ply(
     Coordinates are float, and world coordinates in double where the cloud has an origin. `extra` is not written.
     The file appears whole or not at all. Raises ValueError where labels or colors do not fit the cloud.
     """
-    path = Path(path)
     n = len(cloud)
     far = bool((cloud.origin != 0).any())
     xyz = (cloud.world() if far else cloud.xyz).detach().cpu().numpy()
@@ -66,6 +64,6 @@ def write_ply(
         rows[name] = column
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {n}"]
     lines += [f"property {_NAMES[column.dtype.str]} {name}" for name, column in columns.items()]
-    with atomic_file(path) as file:
+    with replace_atomically(path) as partial, open(partial, "xb") as file:
         file.write(("\n".join([*lines, "end_header"]) + "\n").encode("ascii"))
         file.write(rows.tobytes())

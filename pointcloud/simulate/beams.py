@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from common_models.names import did_you_mean
 from pointcloud.simulate.classes import EXTENT
 
 
@@ -79,13 +79,17 @@ SENSORS: Final[Mapping[str, Sensor]] = MappingProxyType(
 
 
 def get_sensor(sensor: str | Sensor) -> Sensor:
-    """The sensor itself, or the one of that name. Raises ValueError with the close matches for an unknown name."""
+    """The sensor itself, or the one of that name.
+
+    Raises:
+        TypeError: neither a name nor a Sensor.
+        ValueError: an unknown name; the message lists the close ones.
+    """
     if isinstance(sensor, Sensor):
         return sensor
     if not isinstance(sensor, str):
-        raise ValueError(f"sensor must be a name or a Sensor, got {type(sensor).__name__}")
+        raise TypeError(f"sensor must be a name or a Sensor, got {type(sensor).__name__}")
     if sensor not in SENSORS:
-        close = difflib.get_close_matches(sensor.lower(), SENSORS, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(sensor.lower(), SENSORS, cutoff=0.4)
         raise ValueError(f"sensor must be one of {sorted(SENSORS)}, got {sensor!r}{hint}")
     return SENSORS[sensor]

@@ -1,4 +1,4 @@
-"""The training loop and the held-out measurement."""
+"""The training loop, which can be stopped and continued, and the held-out measurement."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common_models import checkpoints
+from common_models.checkpoints import shown
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import ModelCard, round_like_saved
 from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
@@ -22,9 +26,20 @@ from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
 
+# Steps between two checkpoints: some minutes of training.
+CHECKPOINT_EVERY = 100
 
-def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
-    """A network trained by the recipe, in evaluation mode, and its card with the held-out results."""
+
+def train(recipe: Recipe, *, checkpoint: Path | None = None, progress: bool = True) -> tuple[nn.Module, ModelCard]:
+    """A network trained by the recipe, in evaluation mode, and its card with the held-out results.
+
+    Args:
+        checkpoint: a file written every CHECKPOINT_EVERY steps and at the end; where it exists, training goes on from
+            it, to the same network.
+
+    Raises:
+        ValueError: a checkpoint of another recipe, or a file that is no checkpoint.
+    """
     torch.manual_seed(recipe.seed)
     arguments: dict[str, Any] = {
         "in_channels": N_FEATURES,
@@ -33,15 +48,20 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         "depth": recipe.depth,
     }
     model = MinkUNet(**arguments)
-    simulated = _simulate(recipe, recipe.train_sweeps, 0)
-    sweeps = list(_shown(simulated, "simulating", recipe.train_sweeps, progress))
-    weights = class_weights(sweeps)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe.steps))
+    run = {"recipe": asdict(recipe)}
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        first = checkpoints.resume(checkpoint, run, model, optimizer)
+    simulated = _simulate(recipe, recipe.train_sweeps, 0)
+    sweeps = list(shown(simulated, "simulating", recipe.train_sweeps, progress, unit="sweep"))
+    weights = class_weights(sweeps)
     generator = np.random.default_rng([recipe.seed, 7])
-    bar = _shown(_batches(sweeps, recipe, generator), "training", recipe.steps, progress)
+    # The batches of the steps that are done are drawn again, so that the generator stands where it stood.
+    batches = islice(_batches(sweeps, recipe, generator), first, None)
+    bar = shown(batches, "training", recipe.steps, progress, first)
     model.train()
-    for step, batch in enumerate(bar):
+    for step, batch in enumerate(bar, first):
         xyz, bright, labels, batch_index = batch
         voxels, point_to_voxel = sweep_voxels(xyz, recipe.voxel_size, bright, batch_index, recipe.batch_size)
         truth = voxel_labels(labels, point_to_voxel, len(voxels.features))
@@ -50,8 +70,12 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * learning_rate(step, recipe.steps)
         optimizer.step()
-        schedule.step()
+        done = step + 1
+        if checkpoint is not None and (done % CHECKPOINT_EVERY == 0 or done == recipe.steps):
+            checkpoints.write(checkpoint, run, done, model, optimizer)
         if progress and step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{(logits.argmax(1) == truth).float().mean():.3f}")
     model.eval()
@@ -63,21 +87,21 @@ def train(recipe: Recipe, progress: bool = True) -> tuple[nn.Module, ModelCard]:
         class_names=CLASSES,
         voxel_size=recipe.voxel_size,
         recipe=asdict(recipe),
-        results=evaluate(model, recipe, progress),
+        results=evaluate(model, recipe, progress=progress),
     )
     return model, card
 
 
-def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[str, object]:
+def evaluate(model: nn.Module, recipe: Recipe, *, progress: bool = True) -> dict[str, object]:
     """IoU per class and mean, over the points of the held-out sweeps beyond the segmenter's `min_range`.
 
     In all, and by sensor. Nearer points belong to the carrier and are left without a label.
     """
-    segmenter = Segmenter(model, recipe.voxel_size, CLASSES)
+    segmenter = Segmenter(model, voxel_size=recipe.voxel_size, class_names=CLASSES)
     total = Confusion(len(CLASSES))
     by_sensor = {sensor: Confusion(len(CLASSES)) for sensor in recipe.sensors}
     sweeps = _simulate(recipe, recipe.test_sweeps, recipe.first_test_seed)
-    for i, sweep in enumerate(_shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress)):
+    for i, sweep in enumerate(shown(sweeps, "held-out sweeps", recipe.test_sweeps, progress, unit="sweep")):
         cloud = sweep.to_cloud()
         prediction = segmenter(cloud).labels
         truth = torch.where(cloud.xyz.norm(dim=1) < segmenter.min_range, -1, cloud.labels)
@@ -89,17 +113,6 @@ def evaluate(model: nn.Module, recipe: Recipe, progress: bool = True) -> dict[st
         "mean_iou_by_sensor": {sensor: round(c.mean_iou(), 4) for sensor, c in by_sensor.items()},
         "sweeps": recipe.test_sweeps,
     }
-
-
-def _shown(steps: Iterable[Any], what: str, total: int, progress: bool) -> Any:
-    """The steps, behind a progress bar where one is wanted: without it, training needs no tqdm."""
-    if not progress:
-        return steps
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("progress bars need tqdm: pip install tqdm, or pass progress=False") from error
-    return tqdm(steps, what, total)
 
 
 def learning_rate(step: int, steps: int) -> float:

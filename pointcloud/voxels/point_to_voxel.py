@@ -101,11 +101,12 @@ class PointToVoxel:
             num_per_voxel int32 [M], and the voxel of each point int64 [N], -1 for a point dropped.
 
         Raises:
+            TypeError: points that are no tensor.
             ValueError: wrong dtype, shape or device, or a coordinate that is not finite.
         """
         c, limit = self.num_point_features, self.max_num_points_per_voxel
         if not isinstance(pc, Tensor):
-            raise ValueError(f"pc must be a floating tensor [N, {c}], got {type(pc).__name__}")
+            raise TypeError(f"pc must be a floating tensor [N, {c}], got {type(pc).__name__}")
         if not pc.dtype.is_floating_point or pc.ndim != 2 or pc.shape[1] != c:
             raise ValueError(
                 f"pc must be floating [N, {c}], got {str(pc.dtype).removeprefix('torch.')} {list(pc.shape)}"

@@ -79,6 +79,13 @@ def voxelize(
 
     Raises:
         ValueError: a coordinate that is not finite, a grid too large for 64-bit keys, an argument that does not fit.
+
+    Example:
+        >>> import torch, pointcloud
+        >>> points = torch.tensor([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [2.0, 0.1, 0.1]])  # metres
+        >>> voxels, point_to_voxel = pointcloud.voxelize(points, voxel_size=0.5)
+        >>> voxels.features.shape, point_to_voxel
+        (torch.Size([2, 3]), tensor([0, 0, 1]))
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
@@ -132,6 +139,13 @@ def devoxelize(
         grid: where the voxels lie; by default `voxels.coordinates.voxel_grid`, which `voxelize` sets.
         batch_index: int32 or int64 [N], the sample of each point; by default all belong to sample 0.
         align: where a voxel's features sit for "trilinear": at its "center", or at its lower "corner" as in SPVNAS.
+
+    Example:
+        >>> import torch, pointcloud
+        >>> points = torch.tensor([[0.1, 0.1, 0.1], [0.3, 0.1, 0.1], [2.0, 0.1, 0.1]])
+        >>> voxels, point_to_voxel = pointcloud.voxelize(points, 0.5, features=torch.tensor([[1.0], [3.0], [7.0]]))
+        >>> pointcloud.devoxelize(voxels, point_to_voxel).flatten()
+        tensor([2., 2., 7.])
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")

@@ -311,12 +311,12 @@ def test_arithmetic_follows_torchs_switch(monkeypatch: pytest.MonkeyPatch) -> No
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")
-        assert gpu._unit(torch.empty(0)) == "fp32"
+        assert gpu.unit_of(torch.empty(0)) == "fp32"
         torch.set_float32_matmul_precision("high")
-        assert gpu._unit(torch.empty(0)) == "tf32"
-        assert gpu._unit(torch.empty(0, dtype=torch.bfloat16)) == "16-bit"
+        assert gpu.unit_of(torch.empty(0)) == "tf32"
+        assert gpu.unit_of(torch.empty(0, dtype=torch.bfloat16)) == "16-bit"
         monkeypatch.setattr(torch.version, "hip", "6.4")
-        assert gpu._unit(torch.empty(0)) == "fp32"
+        assert gpu.unit_of(torch.empty(0)) == "fp32"
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -13,6 +13,8 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed")
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import examples
+
 
 @st.composite
 def problems(draw, kinds=KINDS):
@@ -46,7 +48,7 @@ def problems(draw, kinds=KINDS):
 
 
 def quick(max_examples):
-    return settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(max_examples=examples(max_examples), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @quick(150)

@@ -12,10 +12,12 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import examples
+
 LENGTHS = st.lists(st.integers(0, 70), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     lengths=LENGTHS,
     longer=st.integers(-3, 20),
@@ -47,7 +49,7 @@ def test_equals_the_reference(lengths, longer, groups, size, causal, window, bia
         torch.testing.assert_close(sums, expected, rtol=2e-5, atol=2e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(lengths=LENGTHS, order=st.randoms(use_true_random=False), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_order_of_the_batch_changes_no_bit(lengths, order, dtype):
     offsets = [0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()]

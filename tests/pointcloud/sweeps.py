@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from pointcloud import PointCloud
 from pointcloud.models import MinkUNet
+from pointcloud.pretrained import ModelCard
 from pointcloud.simulate import Sensor, Sweep, simulate_sweep
-
-if TYPE_CHECKING:
-    from pointcloud.pretrained import ModelCard
 
 NAMES = ("ground", "wall", "thing")
 ARGUMENTS: dict[str, Any] = {"in_channels": 6, "num_classes": len(NAMES), "width": 0.125, "depth": 14}
@@ -35,8 +33,6 @@ def street(n: int = 600, seed: int = 0) -> PointCloud:
 
 def tiny_card(**changes: object) -> ModelCard:
     """The card of `tiny_network`."""
-    from pointcloud.pretrained import ModelCard  # needs safetensors, which the other tests do without
-
     fields = dict(
         description="A network of random numbers.",
         architecture="MinkUNet",

@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pointcloud
+from common_models import dtypes
+from common_models.dtypes import multiplies_bf16
 from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import compare
 from pointcloud.conv import SparseConv3d, SparseInverseConv3d, SubMConv3d
 from pointcloud.models import MinkUNet
 from pointcloud.models.residual import FusedResidualBlock, ResidualBlock
-from pointcloud.modules import Identity, SparseBatchNorm, SparseReLU, SparseSequential
+from pointcloud.modules import Identity, SparseBatchNorm, SparseReLU, SparseSequential, SparseSyncBatchNorm
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxels.voxelize import voxelize
 
@@ -57,7 +60,12 @@ def test_minkunet_is_folded_completely(device: str) -> None:
     before = copy.deepcopy(model.state_dict())
     fast = accelerate(model)
     # 49 convolutions; all ReLUs but none of the classifier's: 2 stem, 4 + 4 level changes, 2 for each of 16 blocks.
-    assert fast.acceleration == Acceleration(49, 42, 16, 49, (), None)
+    done = fast.acceleration
+    assert (done.batch_norms, done.activations, done.residuals, done.convolutions) == (49, 42, 16, 49)
+    assert (done.batch_norms_left, done.left, done.dtype) == ((), {}, torch.float32)
+    kinds = (SubMConv3d, SparseConv3d, SparseInverseConv3d, nn.BatchNorm1d, nn.ReLU, ResidualBlock)
+    assert done.changed == [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    assert "49 sparse convolutions compute in fp32 and took over 49 batch norms" in str(done)
     assert not any(isinstance(m, (nn.BatchNorm1d, nn.ReLU, ResidualBlock)) for m in fast.modules())
     assert_equal_outputs(model, fast, sphere(device=device))
     assert not hasattr(model, "acceleration")
@@ -65,7 +73,7 @@ def test_minkunet_is_folded_completely(device: str) -> None:
     assert all(module.activation == "none" for module in model.modules() if isinstance(module, SubMConv3d))
 
 
-@pytest.mark.parametrize("dtype", [None, "auto", torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, "auto", "bf16", torch.bfloat16])
 def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any, device: str) -> None:
     raw = np.fromfile(data_dir / "pointcloud/nuscenes_lidar_top.pcd.bin", dtype=np.float32).reshape(-1, 5)
     points = torch.from_numpy(raw[:, :4] / np.float32([1, 1, 1, 255]))
@@ -77,7 +85,9 @@ def test_minkunet_on_a_real_sweep(data_dir: Path, dtype: Any, device: str) -> No
     fast = accelerate(model, dtype=dtype)
     agreement = compare(model, fast, x)
     assert agreement.rows == len(x.features)
-    if fast.acceleration.dtype is None:
+    if dtype == "auto":
+        assert (fast.acceleration.dtype == torch.bfloat16) == multiplies_bf16(device)
+    if fast.acceleration.dtype == torch.float32:
         assert agreement.relative_difference < 1e-4 and agreement.top1 >= 0.999, str(agreement)
     else:
         assert fast.acceleration.dtype == torch.bfloat16
@@ -111,6 +121,15 @@ def test_custom_forward_keeps_working(dtype: torch.dtype | None, device: str) ->
     fast = accelerate(model, dtype=dtype)
     assert (fast.acceleration.batch_norms, fast.acceleration.activations) == (0, 0)
     assert fast.acceleration.batch_norms_left == ("norm", "a.1", "b.1")
+    shared = "the convolution before it is used in several places"
+    assert fast.acceleration.left == {
+        "norm": "no sparse convolution stands directly before it in a SparseSequential or nn.Sequential",
+        "a.1": shared,
+        "a.2": "the batch norm before it was left",
+        "b.1": shared,
+    }
+    assert fast.acceleration.changed == ["conv", "shared"]
+    assert fast.acceleration.dtype == (dtype or torch.float32)
     x = sphere(device=device)
     with torch.no_grad():
         expected, got = model(x, scale=2.0), fast(x, scale=2.0)
@@ -180,6 +199,14 @@ def test_what_others_observe_is_left_alone() -> None:
     model[0].register_forward_hook(lambda module, args, out: seen.append(out.features))
     fast = accelerate(model, dtype=torch.bfloat16)
     assert fast.acceleration.batch_norms == 1 and fast.acceleration.activations == 0
+    assert fast.acceleration.changed == ["2", "3"]
+    bound = "its weight is no parameter of its own (a parametrisation, or a tensor that other code sets)"
+    assert fast.acceleration.left == {
+        "0": "it carries hooks",
+        "1": "the convolution before it is left: it carries hooks",
+        "4": bound,
+        "5": f"the convolution before it is left: {bound}",
+    }
     x = sphere()
     with torch.no_grad():
         model(x), fast(x)
@@ -208,16 +235,28 @@ def test_subclasses() -> None:
     own_conv = trained_like(SparseSequential(Subclass(4, 4, 3), nn.BatchNorm1d(4)))
     renamed = trained_like(WholeSequential(SubMConv3d(4, 4, 3), nn.BatchNorm1d(4)))
     backwards = trained_like(ReversedSequential(SubMConv3d(4, 4, 3), nn.BatchNorm1d(4)))
+    reasons = {
+        own_conv: {
+            "0": "its class has a forward of its own, which may read the weight in another order",
+            "1": "the convolution before it is a Subclass with a forward of its own",
+        },
+        renamed: {},
+        backwards: {"1": "the forward of its container, a ReversedSequential, is its own"},
+    }
     for model, norms in ((own_conv, 0), (renamed, 1), (backwards, 0)):
         fast = accelerate(model)
         assert fast.acceleration.batch_norms == norms
+        assert fast.acceleration.left == reasons[model]
         assert_equal_outputs(model, fast, sphere())
 
 
 def test_fold_false_and_weight_order(device: str) -> None:
     model = trained_like(SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU())).to(device)
     fast = accelerate(model, fold=False)
-    assert fast.acceleration == Acceleration(0, 0, 0, 1, ("1",), None)
+    done = fast.acceleration
+    assert (done.batch_norms, done.activations, done.residuals, done.convolutions) == (0, 0, 0, 1)
+    assert (done.batch_norms_left, done.changed, done.dtype) == (("1",), ["0"], torch.float32)
+    assert done.left == {"1": "fold=False", "2": "fold=False"}
     assert torch.equal(fast[0].weight, model[0].weight)
     assert fast[0].weight.flatten(1, -2).permute(1, 2, 0).is_contiguous()
     assert_equal_outputs(model, fast, sphere(device=device))
@@ -237,9 +276,73 @@ def test_copies_and_pickles(device: str) -> None:
             assert torch.equal(other(x), expected) and other.acceleration == fast.acceleration
 
 
-def test_twice_is_once() -> None:
-    model = trained_like(MinkUNet(num_classes=3, width=0.125, depth=14))
-    assert_equal_outputs(model, accelerate(accelerate(model)), sphere(300))
+def test_the_way_back() -> None:
+    """The very object comes back; what is accelerated already is refused; a pickle leaves the original out."""
+    model = trained_like(SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8)))
+    fast = accelerate(model)
+    assert isinstance(fast.acceleration, Acceleration)
+    assert pointcloud.restore(fast) is model and pointcloud.restore(model) is model
+    assert pointcloud.restore(copy.deepcopy(fast)) is model
+    with pytest.raises(ValueError, match=r"must not be accelerated already: restore\(model\) gives the original"):
+        accelerate(fast, dtype="bf16")
+    with pytest.raises(ValueError, match="pickled without"):
+        pointcloud.restore(pickle.loads(pickle.dumps(fast)))
+
+
+def test_every_reason_is_given() -> None:
+    """What could have been folded, and was not, is named with its reason; what cannot be folded too."""
+    hooked = SparseSequential(SubMConv3d(4, 4, 3), nn.BatchNorm1d(4))
+    hooked.register_forward_hook(lambda *_: None)
+    block = ResidualBlock(4, 4)
+    block.register_forward_hook(lambda *_: None)
+    partly = ResidualBlock(4, 4)
+    partly.net[4].register_forward_hook(lambda *_: None)
+    done = SubMConv3d(4, 4, 3)
+    done.activation = "relu"
+    layers = [
+        hooked,
+        block,
+        partly,
+        done,
+        nn.BatchNorm1d(4),
+        nn.LeakyReLU(),
+        SubMConv3d(4, 4, 3),
+        SparseSyncBatchNorm(4),
+    ]
+    model = trained_like(SparseSequential(*layers))
+    fast = accelerate(model)
+    assert fast.acceleration.left == {
+        "0.1": "its container carries hooks",
+        "1": "it carries hooks",
+        "2": "one of its batch norms or its ReLU was left",
+        "2.net.4": "it carries hooks",
+        "4": "the convolution before it ends with an activation, relu",
+        "5": "a sparse convolution computes no activation but ReLU",
+        "7": "it is no BatchNorm1d but a SparseSyncBatchNorm",
+    }
+    assert_equal_outputs(model, fast, sphere())
+    alone = accelerate(ResidualBlock(4, 4).eval())
+    assert alone.acceleration.left == {"": "it is the model itself, not a part of it"}
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_auto_asks_whether_bf16_is_multiplied(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtypes, "multiplies_bf16", lambda device: multiplies)
+    model = trained_like(SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8)))
+    fast = accelerate(model, dtype="auto")
+    expected = torch.bfloat16 if multiplies else torch.float32
+    assert fast.acceleration.dtype == fast[0].weight.dtype == expected
+
+
+def test_names_of_dtypes() -> None:
+    model = trained_like(SparseSequential(SubMConv3d(4, 8, 3)))
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        assert accelerate(model, dtype=name)[0].weight.dtype == dtype
+    narrow = accelerate(model.bfloat16(), dtype="fp32")
+    assert narrow[0].weight.dtype == torch.float32
+    x = sphere()
+    with torch.no_grad():
+        assert narrow(x.replace_feature(x.features.bfloat16())).features.dtype == torch.bfloat16
 
 
 def test_double_precision(device: str) -> None:
@@ -247,7 +350,7 @@ def test_double_precision(device: str) -> None:
     x = sphere(300, device=device)
     x = x.replace_feature(x.features.double())
     fast = accelerate(model, dtype="auto")  # bf16 for fp32 models only
-    assert fast.acceleration.dtype is None
+    assert fast.acceleration.dtype == torch.float64
     assert compare(model, fast, x).relative_difference < 1e-12
 
 
@@ -261,15 +364,21 @@ def test_empty_input(device: str) -> None:
 
 def test_refusals() -> None:
     model = MinkUNet(num_classes=3, width=0.125, depth=14)
-    with pytest.raises(ValueError, match=r"eval mode, but MinkUNet \(\d+ modules in all\) is in training mode"):
+    with pytest.raises(ValueError, match=r"evaluation mode, but MinkUNet and \d+ more modules are in training mode"):
         accelerate(model)
     model.eval()
     model.stem[1].train()
-    with pytest.raises(ValueError, match=r"stem\.1 \(1 modules"):
+    with pytest.raises(ValueError, match=r"stem\.1 is in training mode"):
         accelerate(model)
     model.eval()
-    with pytest.raises(ValueError, match="dtype must be None, 'auto'"):
+    with pytest.raises(ValueError, match=r"can compute in \(fp32, bf16, fp16\), got int8"):
         accelerate(model, dtype=torch.int8)
+    with pytest.raises(ValueError, match="dtype must be None, auto, .* got 'bf61'; did you mean 'bf16'"):
+        accelerate(model, dtype="bf61")
+    with pytest.raises(TypeError, match="dtype must be None, a name or a torch dtype, got int"):
+        accelerate(model, dtype=16)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="positional"):
+        accelerate(model, torch.bfloat16)  # type: ignore[misc]
     no_statistics = SparseSequential(SubMConv3d(4, 8, 3), nn.BatchNorm1d(8, track_running_stats=False)).eval()
     with pytest.raises(ValueError, match="batch norm '1' has no running statistics"):
         accelerate(no_statistics)
@@ -301,5 +410,7 @@ def test_compare_sees_differences() -> None:
     assert compare(a, bad, torch.zeros(1)).max_difference == float("inf")
     with pytest.raises(ValueError, match="one shape"):
         compare(a, Table([[1.0, 2.0]]), torch.zeros(1))
-    with pytest.raises(ValueError, match="floating tensor or a SparseConvTensor"):
+    with pytest.raises(TypeError, match="floating tensor or a SparseConvTensor"):
         compare(nn.Identity(), nn.Identity(), [("text",)])
+    with pytest.raises(ValueError, match=r"floating tensor or a SparseConvTensor of \[N, C\], got int64 \[3, 2\]"):
+        compare(nn.Identity(), nn.Identity(), torch.zeros(3, 2, dtype=torch.int64))

@@ -427,7 +427,7 @@ def test_wrong_arguments_are_rejected(make, message: str) -> None:
 def test_wrong_inputs_are_rejected() -> None:
     layer = pc.SubMConv3d(4, 4, 3)
     x = random_cloud((4, 4, 4), 4, dtype=torch.float32)
-    with pytest.raises(ValueError, match="input must be a SparseConvTensor, got Tensor"):
+    with pytest.raises(TypeError, match="input must be a SparseConvTensor, got Tensor"):
         layer(x.features)
     with pytest.raises(ValueError, match=r"input must have 4 channels, got features float32 \[38, 3\]"):
         layer(x.replace_feature(x.features[:, :3]))

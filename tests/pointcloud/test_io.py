@@ -133,6 +133,20 @@ def test_write_ply_round_trip(tmp_path: Path, n: int) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
+def test_another_reader_reads_what_was_written(tmp_path: Path) -> None:
+    plyfile = pytest.importorskip("plyfile")
+    columns = street()
+    rgb = torch.randint(0, 256, (N, 3), dtype=torch.uint8)
+    cloud = PointCloud(xyz_of(columns), torch.from_numpy(columns["intensity"]), rgb)
+    write_ply(tmp_path / "a.ply", cloud, labels=torch.arange(N) - 1)
+    rows = plyfile.PlyData.read(tmp_path / "a.ply")["vertex"]
+    expected = [*cloud.xyz.T, cloud.intensity, *rgb.T, torch.arange(N) - 1]
+    names = ("x", "y", "z", "intensity", "red", "green", "blue", "label")
+    assert {each.name for each in rows.properties} == set(names)
+    for name, column in zip(names, expected):
+        assert np.array_equal(rows[name], column.numpy()), name
+
+
 def test_write_ply_rejects_and_leaves_the_old_file(tmp_path: Path) -> None:
     cloud = PointCloud(torch.zeros(4, 3))
     write_ply(tmp_path / "a.ply", cloud)

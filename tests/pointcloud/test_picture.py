@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pointcloud.io import read_points
-from pointcloud.picture import CLASS_NAMES, PALETTE, _splat, class_colors, draw_labels
+from pointcloud.picture import CLASS_NAMES, PALETTE, class_colors, draw_labels, splat
 from pointcloud.points import PointCloud
 
 pytest.importorskip("matplotlib")
@@ -82,13 +82,13 @@ def test_the_higher_point_lies_on_top() -> None:
         assert len(where(image, GREEN)) and not len(where(image, RED))
 
 
-def test_splat_paints_in_order_and_covers_its_size() -> None:
+def testsplat_paints_in_order_and_covers_its_size() -> None:
     colors = np.array([RED, GREEN], dtype=np.uint8)
-    image = _splat(np.array([5.0, 5.0]), np.array([3.0, 3.0]), colors, 10, 8, (2, 2))
+    image = splat(np.array([5.0, 5.0]), np.array([3.0, 3.0]), colors, 10, 8, (2, 2))
     painted = image[..., 3] > 0
     assert painted.sum() <= 16 and painted[2:4, 4:6].all()
     assert (image[painted][:, :3] == GREEN).all()
-    assert not _splat(np.array([-50.0]), np.array([3.0]), colors[:1], 10, 8, (2, 2)).any()
+    assert not splat(np.array([-50.0]), np.array([3.0]), colors[:1], 10, 8, (2, 2)).any()
 
 
 def test_views_are_chosen_by_the_cloud(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +133,8 @@ def test_bad_input(tmp_path: Path) -> None:
     xyz, labels = torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels must be given"):
         draw_labels(PointCloud(xyz))
+    with pytest.raises(TypeError, match="labels must be a tensor or an array, got list"):
+        draw_labels(xyz, [0] * 5)  # type: ignore[arg-type]
     for bad in (labels[:4], labels.float(), labels[:, None]):
         with pytest.raises(ValueError, match=r"labels must be integers \[N\] with N = 5"):
             draw_labels(xyz, bad)

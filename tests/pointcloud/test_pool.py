@@ -199,7 +199,7 @@ def test_wrong_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match="input must have floating features, got int64"):
         pc.SparseMaxPool3d(2)(x.to(torch.int64))
     for layer in (pc.SparseMaxPool3d(2), pc.SparseGlobalMaxPool()):
-        with pytest.raises(ValueError, match="input must be a SparseConvTensor, got Tensor"):
+        with pytest.raises(TypeError, match="input must be a SparseConvTensor, got Tensor"):
             layer(x.features)
     outside = pc.SparseConvTensor(torch.ones(1, 1), torch.tensor([[3, 0]], dtype=torch.int32), [4], 2)
     with pytest.raises(ValueError, match="coords must lie in batch_size 2"):

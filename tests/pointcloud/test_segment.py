@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import pointcloud
 from pointcloud import PointCloud, SparseConvTensor
+from pointcloud.pretrained import save_pretrained
 from pointcloud.segment import N_FEATURES, Segmentation, Segmenter, brightness, sweep_voxels
 from tests.pointcloud.sweeps import NAMES, street, tiny_card, tiny_network
 
@@ -25,7 +28,7 @@ class HeightBand(nn.Module):
 
 
 def segmenter(model: nn.Module | None = None, **changes: object) -> Segmenter:
-    model = HeightBand() if model is None else model
+    model = HeightBand().eval() if model is None else model
     return Segmenter(model, **{"voxel_size": 0.4, "class_names": NAMES, **changes})  # type: ignore[arg-type]
 
 
@@ -66,7 +69,7 @@ def test_every_point_gets_the_label_of_its_voxel(device: str) -> None:
     }
 
 
-@pytest.mark.parametrize("model", [HeightBand(), tiny_network()], ids=["bands", "network"])
+@pytest.mark.parametrize("model", [HeightBand().eval(), tiny_network()], ids=["bands", "network"])
 def test_order_of_points_does_not_matter(model: nn.Module, device: str) -> None:
     model = copy.deepcopy(model).to(device)
     cloud = street().to(device)
@@ -111,7 +114,6 @@ def test_same_labels_in_every_run(device: str) -> None:
 
 
 def test_card_gives_voxel_size_and_names() -> None:
-    pytest.importorskip("safetensors")
     model = tiny_network()
     model.card = tiny_card()  # type: ignore[assignment]
     own = Segmenter(model)
@@ -156,6 +158,46 @@ def test_labels_can_be_trained_with() -> None:
 def test_batch_norm_in_training_mode_is_refused() -> None:
     model = tiny_network().train()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="model must be in eval mode"):
+    with pytest.raises(ValueError, match="model must be in evaluation mode"):
         segmenter(model)(street(200))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_load_accelerates_the_network_of_a_file(tmp_path: Path) -> None:
+    path, threads = tmp_path / "tiny.safetensors", torch.get_num_threads()
+    save_pretrained(tiny_network(), path, tiny_card())
+    plain = Segmenter(pointcloud.load_pretrained(path))
+    own, narrow = Segmenter.load(path), Segmenter.load(path, dtype="bf16", min_range=2.0)
+    assert torch.equal(own(street()).labels, plain(street()).labels)
+    assert (own.voxel_size, own.class_names) == (0.4, NAMES)
+    assert own.model.acceleration.dtype == torch.float32 and own.model.acceleration.batch_norms > 0
+    assert narrow.model.acceleration.dtype == torch.bfloat16 and narrow.min_range == 2.0
+    assert torch.get_num_threads() == threads
+    try:
+        Segmenter.load(path, threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(ValueError, match="threads must be a whole number of at least 1"):
+        Segmenter.load(path, threads=0)
+    with pytest.raises(ValueError, match="name_or_path must be a file or one of"):
+        Segmenter.load("tiny")
+    with pytest.raises(TypeError, match="positional"):
+        Segmenter(tiny_network(), 0.4)  # type: ignore[misc]
+
+
+def test_a_stream_gives_each_answer_before_the_next_cloud_is_read() -> None:
+    read = []
+
+    def clouds() -> Iterator[PointCloud]:
+        for seed in range(3):
+            read.append(seed)
+            yield street(100, seed)
+
+    run = segmenter(tiny_network())
+    found = run.stream(clouds())
+    assert not read
+    for seed, result in enumerate(found):
+        assert read == list(range(seed + 1))
+        assert torch.equal(result.labels, run(street(100, seed)).labels)
+    assert read == [0, 1, 2]

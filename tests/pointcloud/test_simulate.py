@@ -253,7 +253,7 @@ def test_an_unknown_sensor_lists_close_matches() -> None:
         simulate_sweep(0, "hdl-64")
     with pytest.raises(ValueError, match=r"\['hdl32', 'hdl64'\], got 'radar'"):
         simulate_sweep(0, "radar")
-    with pytest.raises(ValueError, match="got int"):
+    with pytest.raises(TypeError, match="got int"):
         simulate_sweep(0, 64)  # type: ignore[arg-type]
 
 

@@ -43,14 +43,12 @@ def test_arguments_of_spconv_code_are_accepted() -> None:
     ("arguments", "message"),
     [
         ({"features": torch.zeros(3)}, r"features must be a tensor \[N, C\], got float32 \[3\]"),
-        ({"features": [[1.0]]}, r"features must be a tensor \[N, C\], got list"),
         ({"features": torch.zeros(4, 2)}, r"one row for each of the 3 rows of indices, got float32 \[4, 2\]"),
         ({"features": torch.zeros(3, 2, device="meta")}, "must be on one device, got meta and cpu"),
         ({"indices": INDICES.float()}, r"indices must be int32 \[N, 1 \+ D\] with D from 1 to 4, got float32 \[3, 3\]"),
         ({"indices": INDICES[:, :1]}, r"got int32 \[3, 1\]"),
         ({"indices": INDICES[0]}, r"got int32 \[3\]"),
         ({"indices": torch.zeros(3, 6, dtype=torch.int32)}, r"got int32 \[3, 6\]"),
-        ({"indices": INDICES.tolist()}, r"indices must be an int32 tensor \[N, 1 \+ D\], got list"),
         ({"indices": INDICES.long() + 2**31}, "indices must fit int32, got values from 2147483648"),
         ({"spatial_shape": [4, 5, 6]}, r"must have 2 numbers for indices int32 \[3, 3\], got \[4, 5, 6\]"),
         ({"spatial_shape": [4, 0]}, "spatial_shape must be an int or 2 ints of at least 1"),
@@ -68,6 +66,15 @@ def test_arguments_of_spconv_code_are_accepted() -> None:
 def test_wrong_arguments_are_rejected(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_what_is_no_tensor_is_of_a_wrong_type() -> None:
+    with pytest.raises(TypeError, match=r"features must be a tensor \[N, C\], got list"):
+        make(features=[[1.0]])
+    with pytest.raises(TypeError, match=r"indices must be an int32 tensor \[N, 1 \+ D\], got list"):
+        make(indices=INDICES.tolist())
+    with pytest.raises(TypeError, match=r"x must be a tensor \[B, \*spatial_shape, C\], got list"):
+        pc.SparseConvTensor.from_dense([[1.0]])
 
 
 def test_int64_indices_become_int32() -> None:
@@ -271,7 +278,7 @@ def test_sparse_add_errors() -> None:
     x = make()
     with pytest.raises(ValueError, match="at least one tensor"):
         pc.sparse_add()
-    with pytest.raises(ValueError, match="takes sparse tensors, got Tensor"):
+    with pytest.raises(TypeError, match="takes SparseConvTensors, got Tensor"):
         pc.sparse_add(x, x.features)
     for other in (make(spatial_shape=[6, 6]), make(batch_size=3), make(torch.zeros(3, 4))):
         with pytest.raises(ValueError, match="one grid, batch size, channel count and device, got"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,15 @@ import torch.nn.functional as F
 from pointcloud.models import MinkUNet
 from pointcloud.pretrained import load_pretrained, save_pretrained
 from pointcloud.segment import MIN_RANGE, N_FEATURES, Segmenter, sweep_voxels
-from pointcloud.simulate import CLASSES, simulate_sweep
+from pointcloud.simulate import CLASSES, beams, simulate_sweep
 from pointcloud.training import Confusion, Recipe, evaluate, lovasz_softmax, train
+from pointcloud.training import __main__ as train_command
 from pointcloud.training.augment import augment
 from pointcloud.training.train import class_weights, learning_rate, voxel_labels
 from tests.pointcloud.sweeps import SENSOR, small_sweep
+
+# The package exports the function of this name.
+train_file = sys.modules[train.__module__]
 
 C = len(CLASSES)
 
@@ -200,16 +204,15 @@ def test_training_repeats_bit_for_bit(one_thread: None) -> None:
 
 def test_results_are_those_of_the_file(one_thread: None, tmp_path: Path) -> None:
     """What is measured is what is shipped: the weights are rounded before they are measured."""
-    pytest.importorskip("safetensors")
     plan = recipe(steps=2)
     model, card = train(plan, progress=False)
-    save_pretrained(model, replace(card, recipe={}, results={}), tmp_path / "w.safetensors")
+    save_pretrained(model, tmp_path / "w.safetensors", replace(card, recipe={}, results={}))
     loaded = load_pretrained(tmp_path / "w.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
     assert evaluate(loaded, plan, progress=False) == card.results
     held_out = Confusion(C)
     cloud = simulate_sweep(plan.first_test_seed, SENSOR).to_cloud()
-    held_out.add(cloud.labels, Segmenter(loaded, plan.voxel_size, CLASSES)(cloud).labels)
+    held_out.add(cloud.labels, Segmenter(loaded, voxel_size=plan.voxel_size, class_names=CLASSES)(cloud).labels)
     assert card.results["mean_iou"] == round(held_out.mean_iou(), 4)
 
 
@@ -241,7 +244,58 @@ def test_bad_recipe() -> None:
         train(recipe(sensors=("hdl65",)), progress=False)
 
 
-def test_progress_bars_name_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match="progress bars need tqdm: pip install tqdm"):
-        train(recipe())
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C come in the step after so many."""
+    calls = itertools.count()
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if next(calls) == steps:
+            raise KeyboardInterrupt
+        return lovasz_softmax(logits, labels)
+
+    monkeypatch.setattr(train_file, "lovasz_softmax", loss)
+
+
+def test_stopped_training_ends_in_the_same_network(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, card = train(recipe(steps=4), progress=False)
+    path = tmp_path / "run.pt"
+    monkeypatch.setattr(train_file, "CHECKPOINT_EVERY", 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(3, patch)
+        train(recipe(steps=4), checkpoint=path, progress=False)
+    assert torch.load(path, weights_only=True)["done"] == 2
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)  # two steps are left: a third would be one too many
+        again, other = train(recipe(steps=4), checkpoint=path, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert card == other
+    with pytest.raises(ValueError, match=r"run\.pt is the checkpoint of another run: its recipe is"):
+        train(recipe(steps=5), checkpoint=path, progress=False)
+
+
+def test_the_command_continues_and_tidies_up(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "w.safetensors"
+    command = ["-o", str(output), "--steps", "2"]
+    monkeypatch.setattr(beams, "SENSORS", {"small": SENSOR})
+    monkeypatch.setattr(train_command, "Recipe", lambda: recipe(sensors=("small",)))
+    monkeypatch.setattr(train_command, "fields", lambda _: fields(Recipe))
+    monkeypatch.setattr(train_file, "CHECKPOINT_EVERY", 1)
+    small = [f"--{name}={getattr(recipe(), name)}" for name in ("width", "train_sweeps", "test_sweeps", "voxel_size")]
+    command += [argument.replace("_", "-") for argument in small]
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        assert train_command.main(command) == 130
+    kept = train_command.checkpoint_of(output)
+    assert f"Stopped. Run the same command again to continue (finished steps are kept in {kept})" in (
+        capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    assert train_command.main([*command[:3], "3", *command[4:]]) == 1
+    assert "checkpoint of another run: its recipe is" in capsys.readouterr().err
+    assert train_command.main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    assert load_pretrained(output).card.recipe["steps"] == 2

@@ -22,12 +22,19 @@ def save_tiny(path: Path, names: tuple[str, ...] = NAMES) -> Path:
 
     torch.manual_seed(0)
     arguments = {"in_channels": 6, "num_classes": len(names), "width": 0.125, "depth": 14}
-    card = ModelCard("A network of random numbers.", "MinkUNet", arguments, names, 0.4, {}, {"mean_iou": 0.25})
+    card = ModelCard(
+        description="A network of random numbers.",
+        architecture="MinkUNet",
+        arguments=arguments,
+        class_names=names,
+        voxel_size=0.4,
+        results={"mean_iou": 0.25},
+    )
     model = MinkUNet(**arguments)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_var.uniform_(0.01, 0.03)  # values keep their size, so that points differ in their labels
-    save_pretrained(model, card, path)
+    save_pretrained(model, path, card)
     return path
 
 

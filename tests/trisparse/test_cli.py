@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 from pointcloud import pretrained
-from trisparse import __version__, cli, doctor, terminal, zoo
+from trisparse import __version__, cli, terminal, zoo
 from trisparse.progress import compiling
 
 Run = Callable[..., Any]
@@ -30,6 +29,14 @@ def test_version_and_help(trisparse: Run) -> None:
         assert command in listed
         assert trisparse(command, "--help").exit_code == 0
     assert trisparse("classify").exit_code == 2
+
+
+def test_commands_do_not_import_the_command_line() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    files = sorted(folder.glob("*.py"))
+    assert len(files) == 10
+    for path in files:
+        assert "trisparse.cli" not in path.read_text() and "import cli" not in path.read_text(), path
 
 
 def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,47 +68,6 @@ def test_models(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     result = trisparse("models")
     assert result.exit_code == 2 and "torn.safetensors is not a safetensors file" in result.stderr
-
-
-def test_doctor(trisparse: Run) -> None:
-    result = trisparse("doctor")
-    assert result.exit_code == 0, result.stdout
-    for words in (__version__, torch.__version__, "gather_gemm bf16", "all well", "threads", "GPU"):
-        assert words in result.stdout
-    assert "FAILED" not in result.stdout
-    assert result.stdout.count(" ok  ") == len(doctor.CHECKS)
-
-
-def test_doctor_finds_a_broken_kernel(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = doctor.gather_gemm
-    monkeypatch.setattr(doctor, "gather_gemm", lambda x, found, weight: right(x, found, weight.flip(0)))
-    monkeypatch.setattr(doctor, "compact", lambda mask: 1 / 0)
-    result = trisparse("doctor")
-    assert result.exit_code == 1
-    failed = [line.split("cpu")[0].strip() for line in result.stdout.splitlines() if "FAILED" in line]
-    assert failed == ["compact", "gather_gemm fp32", "gather_gemm bf16"]
-    assert "ZeroDivisionError" in result.stdout and "all well" not in result.stdout
-
-
-def test_doctor_finds_that_nothing_is_kept(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "cache_folder", lambda: None)
-    result = trisparse("doctor")
-    assert result.exit_code == 1 and "NUMBA_CACHE_DIR" in result.stdout and "all well" not in result.stdout
-
-
-def test_nan_is_no_agreement() -> None:
-    assert not doctor._close(torch.tensor([float("nan"), 1.0]), torch.ones(2), 1.0)[1]
-
-
-def test_doctor_names_the_extra_that_is_missing(trisparse: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trisparse import machine
-
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
-    assert machine.optional_packages() == dict.fromkeys(machine.OPTIONAL)
-    monkeypatch.undo()
-    monkeypatch.setattr(machine, "optional_packages", lambda: {"laspy": None})
-    said = " ".join(trisparse("doctor").stdout.split())
-    assert "laspy missing: pip install 'trisparse[pointcloud]'" in said
 
 
 def test_a_word_while_compiling(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +19,14 @@ pytest.importorskip("safetensors")
 pytest.importorskip("jinja2")
 pytest.importorskip("tqdm")
 
+import nlp
 import pointcloud
 from pointcloud.simulate import CLASSES, Sensor
+from trisparse import demo
 from trisparse.clouds import load_segmenter
-from trisparse.demo import comparison, peer, scenes, videos
+from trisparse.demo import clips, comparison, kernels, peer, scenes, videos
 
+from ..nlp import tiny_models
 from .conftest import save_tiny, street, write_clip
 from .test_demo_language import small_network
 
@@ -43,10 +47,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("TRISPARSE_DATA", str(data.parent))
     pytest.importorskip("av")
     pytest.importorskip("sklearn")
-    clip = write_clip(tmp_path / "carphone_pristine.mp4", 24, still_from=8)
-    monkeypatch.setattr(videos, "find_clips", lambda: ({"carphone_pristine": clip}, []))
+    clip = write_clip(tmp_path / "clip.mp4", 24, still_from=8)
+    monkeypatch.setattr(videos, "fixed_camera", lambda folder: (clips.Footage("fixed", "Fixed", clip), []))
+    monkeypatch.setattr(videos, "moving_camera", lambda: (None, []))
     monkeypatch.setattr(videos, "MOTIONS", (0, 3, 1))
     monkeypatch.setattr(videos, "ROUNDS", 1)
+    # All is compiled by the time of these tests, and other processes would take their core.
+    monkeypatch.setattr(kernels, "_n_cores", lambda: 1)
     monkeypatch.setattr(videos, "imagenet_weights", lambda: None)
     pytest.importorskip("transformers")
     small_network(monkeypatch)
@@ -64,7 +71,7 @@ def test_demo(trisparse: Run, quick: Path, tmp_path: Path) -> None:
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model)
     assert result.exit_code == 0, result.stderr
     names = {"kitti.ply", "kitti.png", "report.html", "simulated.ply", "simulated.png"}
-    names |= {"carphone_pristine.png", "digits.mp4", "digits.png", "dropped.png", "merged.png"}
+    names |= {"fixed.png", "digits.mp4", "digits.png", "dropped.png", "merged.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert result.stdout.rstrip().endswith(f"open {tmp_path / 'out' / 'report.html'}")
     assert "skipped: nuScenes" in result.stdout and "set TRISPARSE_DATA" in result.stdout
@@ -97,7 +104,10 @@ def test_demo_without_comparison_and_data(
     model = save_tiny(tmp_path / "<streets>.safetensors")
     result = trisparse("demo", "-o", tmp_path / "out", "--model", model, "--no-compare")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("skipped: ") == 5  # two sweeps, spconv, the ImageNet network, short sentences
+    # Two sweeps, spconv, the ImageNet network, short sentences; texts in bf16 where this processor has no use for it.
+    narrow = nlp.accelerate(tiny_models.bert(), dtype="fastest").acceleration.dtype != torch.bfloat16
+    assert result.stdout.count("skipped: ") == 5 + narrow
+    assert ("skipped: language in bf16" in result.stdout) == narrow
     # Its classes are not the simulator's: there is no accuracy to speak of.
     assert "of the points right" not in result.stdout
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -133,8 +143,8 @@ def test_no_speed_up_for_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(comparison, "VOXEL_SIZE", 0.5)
     accelerate, build = pointcloud.accelerate, comparison.kernel_map
 
-    def wrong(model: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
-        fast = accelerate(model, dtype)
+    def wrong(model: torch.nn.Module, *, dtype: Any = None) -> torch.nn.Module:
+        fast = accelerate(model, dtype=dtype)
         with torch.no_grad():
             next(fast.parameters()).mul_(1.5)
         return fast
@@ -189,6 +199,8 @@ def test_accuracy_is_against_the_truth(tmp_path: Path) -> None:
     known = pointcloud.PointCloud(plain.xyz, labels=labels.clamp(min=0))
     scene = scenes.Scene("some", "Some", known, {})
     found = scenes.label_scene(scene, segmenter, tmp_path)
+    scenes.draw_scene(found)
+    assert found.picture.is_file() and found.ply.is_file()
     unlabelled = float((labels < 0).double().mean())
     assert found.accuracy == pytest.approx(1 - unlabelled) and 0 < found.mean_iou <= 1
     assert scenes.label_scene(scenes.Scene("some", "Some", plain, {}), segmenter, tmp_path).accuracy is None
@@ -197,12 +209,107 @@ def test_accuracy_is_against_the_truth(tmp_path: Path) -> None:
 def test_rows_of_video_tell_what_was_done(quick: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found = videos.videos(tmp_path, lambda text: None)
-    assert [clip.source for clip in found.clips] == ["carphone_pristine.mp4", "digits.mp4"]
+    assert [clip.source for clip in found.clips] == ["clip.mp4", "digits.mp4"]
     for clip in found.clips:
         dense, fast, _, changed, half = clip.rows
         assert dense.speedup is None and dense.same is None
         assert fast.same == 1.0 and changed.same >= 0.9 and half.same >= 0.9
         assert all(row.seconds > 0 and len(row.answers) == len(dense.answers) == row.computed for row in (dense, fast))
         assert clip.picture.is_file()
+        count = len(dense.answers)
+        assert f"of {count} frames: " in clip.answers and "Calibration: skipping" in clip.calibration
+    assert f"on the first {min(24, videos.CALIBRATION)} frames" in found.clips[0].calibration
+    assert [cells[0] for cells in found.cells()[:3]] == ["Fixed", "", ""]
     assert "names 3 of 3 motions" in found.motion
     assert all(len(cells) == len(videos.HEADER) for cells in found.cells())
+
+
+def test_quick(quick: Path, tmp_path: Path) -> None:
+    """One real sweep, one clip, no whole network of spconv's layers; what convinces comes first."""
+    pytest.importorskip("matplotlib")
+    page = demo.run(tmp_path / "out", str(save_tiny(tmp_path / "w.safetensors", CLASSES)), quick=True)
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"kitti.ply", "kitti.png", "report.html", "fixed.png", "dropped.png", "merged.png"}
+    text = page.read_text(encoding="utf-8")
+    assert "not in a quick demonstration" in text and "MinkUNet 0.5, maps rebuilt" not in text
+    order = [
+        text.index(part) for part in ("KITTI, real", "Video: every frame", "Language: texts", "spconv and trisparse")
+    ]
+    assert order == sorted(order)
+
+
+def test_first_result_comes_before_its_picture(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(shown: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(scenes, "draw_scene", fail)
+    with pytest.raises(ZeroDivisionError):
+        demo.run(tmp_path / "out", str(save_tiny(tmp_path / "w.safetensors", CLASSES)))
+    printed = capsys.readouterr().out
+    assert "KITTI, real" in printed and " points, " in printed and "road" in printed
+
+
+def test_groups_of_kernels_compile() -> None:
+    """In a process as the demonstration starts it. The others are run by the parts of these tests."""
+    done = subprocess.run(
+        [sys.executable, "-c", kernels.COMMAND, "products", "rays"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["products", "rays"]
+
+
+def test_a_group_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    called = []
+    monkeypatch.setattr(kernels, "GROUPS", {"bad": fail, "good": lambda: called.append("good")})
+    assert not kernels.main(["bad", "good"])
+    assert called == ["good"] and capsys.readouterr().out.split() == ["bad", "good"]
+
+
+@pytest.mark.parametrize("cores, workers", [(1, 0), (2, 1), (3, 2), (64, 2)])
+def test_waiting_ends_whatever_became_of_the_processes(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_n_cores", lambda: cores)
+    monkeypatch.setattr(kernels, "COMMAND", "import sys; print(sys.argv[1], flush=True); sys.exit(1)")
+    with kernels.compiled_aside(("a", "b", "c")) as compilation:
+        for group in "abc":
+            compilation.wait(group)
+        processes = compilation._workers
+        assert len(processes) == workers
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_fixed_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    reader = pytest.importorskip("video.reader")
+    monkeypatch.setattr(clips, "FRAMES", 6)
+    monkeypatch.setattr(clips, "PASSING", range(2, 4))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(clips.VARIABLE, raising=False)
+    made, missing = clips.fixed_camera(tmp_path)
+    assert len(missing) == 1 and clips.VARIABLE in missing[0]
+    with reader.VideoReader(made.path) as whole:
+        beginning = clips.Beginning(whole, 4)
+        frames = [frame.rgb().float() for frame in beginning.frames()]
+        assert len(whole) == 6 and len(beginning) == len(frames) == len(beginning.packets[0]) == 4
+        assert [frame.index for frame in beginning.decode([2])] == [2] and beginning.keyframes == [0]
+        # Nothing moves but what passes.
+        assert (frames[1] - frames[0]).abs().mean() < 3 < (frames[2] - frames[1]).abs().mean()
+    real = tmp_path / "clips" / clips.FIXED
+    real.parent.mkdir()
+    real.touch()
+    monkeypatch.setenv(clips.VARIABLE, str(real.parent))
+    assert clips.fixed_camera(tmp_path) == (clips.Footage("fixed", "Fixed camera: the Earth at night", real), [])
+
+
+def test_moving_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found, missing = clips.moving_camera()
+    assert found is None and "trisparse[clips]" in missing[0]

@@ -120,7 +120,6 @@ def test_nearest_is_never_the_text_itself() -> None:
     assert language._nearest(vectors).tolist() == [1, 0, 3, 2]
 
 
-@pytest.mark.slow
 def test_the_real_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     if language.NETWORK not in nlp.list_pretrained():

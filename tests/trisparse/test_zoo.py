@@ -58,13 +58,13 @@ def test_each_domain_brings_its_networks() -> None:
     names = trisparse.list_pretrained()
     assert {"minkunet14-streets", "tsm-motion-digits"} <= set(names) and names == sorted(names)
     assert type(trisparse.load_pretrained("tsm-motion-digits")).__name__ == "TSM"
-    with pytest.raises(ValueError, match="did you mean tsm-motion-digits"):
+    with pytest.raises(ValueError, match="did you mean 'tsm-motion-digits'"):
         trisparse.load_pretrained("tsm-motion-digit")
 
 
 @pytest.mark.parametrize("name", ["tiny-street", "tinystreets", "Tiny-Streets"])
 def test_close_matches(named: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"one of tiny-streets, got '{name}'; did you mean tiny-streets\?"):
+    with pytest.raises(ValueError, match=rf"one of tiny-streets, got '{name}'; did you mean 'tiny-streets'\?"):
         trisparse.load_pretrained(name)
 
 
@@ -99,3 +99,41 @@ def test_a_name_in_two_domains(named: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(zoo, "_domains", lambda: [pretrained, pretrained])
     with pytest.raises(RuntimeError, match="tiny-streets is pretrained in pointcloud.pretrained and in"):
         trisparse.list_pretrained()
+
+
+def test_only_language_models_are_downloaded(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nlp.pretrained
+
+    asked = []
+
+    def load(name: str, *, download: bool = False) -> str:
+        asked.append((name, download))
+        if name == "nobody/nothing":
+            raise ValueError("'nobody/nothing' cannot be fetched from the Hugging Face hub: no such model")
+        return "a model"
+
+    monkeypatch.setattr(nlp.pretrained, "load_pretrained", load)
+    assert trisparse.load_pretrained("somebody/something", download=True) == "a model"
+    with pytest.raises(ValueError, match=r"cannot be fetched .*; only language models can be downloaded$"):
+        trisparse.load_pretrained("nobody/nothing", download=True)
+    assert asked == [("somebody/something", True), ("nobody/nothing", True)]
+    for path in ("weights.pth", named, named / "none.safetensors"):
+        with pytest.raises(ValueError, match="download=True fetches a language model by its name .*, got the path"):
+            trisparse.load_pretrained(path, download=True)
+    with pytest.raises(ValueError, match="name_or_path must be a file or one of tiny-streets"):
+        trisparse.load_pretrained("somebody/something")
+    trisparse.load_pretrained("tiny-streets", download=True)  # is there already
+    assert len(asked) == 2
+
+
+def test_the_file_of_a_named_domain_is_read_by_that_domain_alone(
+    named: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, metadata={"domain": "pointcloud"})
+    monkeypatch.setattr(zoo, "DOMAINS", ("video", "pointcloud"))
+    with pytest.raises(ValueError) as caught:
+        trisparse.load_pretrained(path)
+    assert ";" not in str(caught.value)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from video.reader import VideoReader
+
 if TYPE_CHECKING:
     from tests.video.hard_files import HardFile
+
+
+@pytest.fixture(scope="session")
+def open_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path | str, str], VideoReader]:
+    """``open_with(path, backend)``: a reader; skips where the backend is not installed or lacks its own libraries."""
+
+    def get(path: Path | str, backend: str) -> VideoReader:
+        try:
+            return VideoReader(path, backend)
+        except ImportError as missing:
+            pytest.skip(str(missing))
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,26 @@
 """The accelerated copy: same answers, the original untouched, nothing folded that something else reads."""
 
 import copy
+import importlib
 import pickle
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from video.accelerate import accelerate, compare, has_bf16
+from common_models.dtypes import multiplies_bf16
+from common_models.timing import best_times
+from video import restore
+from video.accelerate import accelerate, compare
 from video.models import TSM, MobileNetV2
 from video.packed_conv import PackedConv2d
 from video.stream import Stream
 
 FRAMES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-BF16 = has_bf16(torch.device("cpu"))
+# The module, which its package's function of the same name hides.
+MODULE = importlib.import_module("video.accelerate")
+BF16 = multiplies_bf16("cpu")
 
 
 def settle(model):
@@ -70,7 +77,7 @@ def test_folds_only_what_is_proven():
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         expected = model(FRAMES, scale=2.0)["logits"]
-        fast = accelerate(model, torch.float32, FRAMES)
+        fast = accelerate(model, dtype=torch.float32, example=FRAMES, adapt=False)
         got = fast(FRAMES, scale=2.0)["logits"]
     report = fast.acceleration
     assert report.folded == ("norm",) and report.activations == ("act",)
@@ -91,7 +98,7 @@ def test_folds_only_what_is_proven():
 def test_shifted_networks_offline_and_live(backbone):
     torch.manual_seed(0)
     model = settle(TSM(backbone, num_classes=10, num_segments=8, direction="past"))
-    exact = accelerate(model, dtype=torch.float32)
+    exact = accelerate(model, dtype=torch.float32, adapt=False)
     assert not exact.acceleration.left and len(exact.acceleration.folded) == (20 if backbone == "resnet18" else 52)
     agreement = compare(model, exact, FRAMES)
     assert agreement.top1 == 1 and agreement.relative_difference < 1e-5, agreement
@@ -112,14 +119,15 @@ def test_shifted_networks_offline_and_live(backbone):
 
 def test_auto_takes_bf16_where_the_cpu_has_it():
     model = settle(MobileNetV2(num_classes=5, width=0.25))
-    assert accelerate(model).acceleration.dtype == (torch.bfloat16 if BF16 else torch.float32)
-    assert accelerate(model, None).acceleration.dtype == torch.float32
+    assert accelerate(model, dtype="auto").acceleration.dtype == (torch.bfloat16 if BF16 else torch.float32)
+    assert accelerate(model).acceleration.dtype == torch.float32
+    assert accelerate(model, dtype="bf16").acceleration.dtype == torch.bfloat16
     assert accelerate(model.double()).acceleration.dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_copies_and_pickles(dtype):
-    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), dtype)
+    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), dtype=dtype)
     with torch.no_grad():
         expected = fast(FRAMES)
         assert torch.equal(copy.deepcopy(fast)(FRAMES), expected)
@@ -140,7 +148,7 @@ def test_graph_that_cannot_be_followed():
             return self.norm(x).mean((2, 3)) if x.sum() > 0 else x.mean((2, 3))
 
     model = settle(Branching())
-    fast = accelerate(model, torch.float32)
+    fast = accelerate(model, dtype=torch.float32)
     assert fast.acceleration.folded == () and "torch.export cannot follow" in fast.acceleration.left["norm"]
     assert compare(model, fast, [FRAMES, -FRAMES]).relative_difference < 1e-5
 
@@ -152,13 +160,13 @@ def test_hugging_face_network():
     )
     torch.manual_seed(0)
     model = settle(transformers.ResNetForImageClassification(config))
-    fast = accelerate(model, torch.float32)
+    fast = accelerate(model, dtype=torch.float32, adapt=False)
     assert not fast.acceleration.left and fast.acceleration.folded
     with torch.no_grad():
         expected, got = model(pixel_values=FRAMES), fast(pixel_values=FRAMES)
     assert type(got) is type(expected)
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-5, atol=1e-5)
-    assert compare(model, accelerate(model, torch.bfloat16), FRAMES).relative_difference < 0.05
+    assert compare(model, accelerate(model, dtype=torch.bfloat16), FRAMES).relative_difference < 0.05
 
 
 def test_packed_convolution_follows_its_weights():
@@ -177,7 +185,7 @@ def test_packed_convolution_follows_its_weights():
 
 
 def test_exports_without_library_operators():
-    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), torch.float32)
+    fast = accelerate(settle(TSM(MobileNetV2(width=0.25), num_classes=5)), dtype=torch.float32, adapt=False)
     program = torch.export.export(fast, (FRAMES,), strict=False)
     assert not any("mkldnn" in str(node.target) or "trisparse" in str(node.target) for node in program.graph.nodes)
     with torch.no_grad():
@@ -206,10 +214,16 @@ def test_compare_tells_differences():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="model must be in evaluation mode, but 'Net' is training"):
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but Net and .* in training mode"):
         accelerate(Net())
-    with pytest.raises(ValueError, match="dtype must be None, 'auto', .* got 'int8'"):
-        accelerate(Net().eval(), "int8")
+    with pytest.raises(ValueError, match="dtype must be one that this network can compute in .* got int8"):
+        accelerate(Net().eval(), dtype="int8")
+    with pytest.raises(ValueError, match="dtype must be None, auto, .* got 'bf15'; did you mean 'bf16'"):
+        accelerate(Net().eval(), dtype="bf15")
+    with pytest.raises(TypeError, match="dtype must be None, a name or a torch dtype, got int"):
+        accelerate(Net().eval(), dtype=16)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
+        accelerate(lambda x: x)
     with pytest.raises(ValueError, match=r"example must be given: the model accepts no frames \[2, 5, side, side\]"):
         accelerate(nn.Sequential(nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(7, 3)).eval())
 
@@ -217,17 +231,17 @@ def test_arguments_are_checked():
 @pytest.mark.parametrize("live", [False, True])
 def test_a_cast_afterwards_is_refused_in_words(live):
     network = TSM("resnet18", num_classes=3, direction="past", backbone_arguments={"width": 8}).eval()
-    fast = accelerate(network, torch.bfloat16).float()
+    fast = accelerate(network, dtype=torch.bfloat16).float()
     with pytest.raises(ValueError, match="accelerated to compute in bfloat16, but its parameters were cast to float32"):
         Stream(fast).step(FRAMES[:1]) if live else fast(FRAMES)
     norm = nn.BatchNorm2d(3).eval()  # keeps its parameters in fp32
-    assert torch.allclose(accelerate(norm, torch.bfloat16, FRAMES)(FRAMES), norm(FRAMES), atol=0.1)
+    assert torch.allclose(accelerate(norm, dtype=torch.bfloat16, example=FRAMES)(FRAMES), norm(FRAMES), atol=0.1)
 
 
 def test_a_clip_network_without_shift() -> None:
     model = TSM("resnet18", 5, 4, shift=False, backbone_arguments={"width": 8}).eval()
     x = torch.randn(8, 3, 32, 32)
-    fast = accelerate(model, None)
+    fast = accelerate(model)
     assert fast.acceleration.folded
     torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
 
@@ -248,7 +262,7 @@ class Viewing(nn.Module):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_views_of_maps_keep_their_order(dtype):
     model = settle(Viewing())
-    fast = accelerate(model, dtype)
+    fast = accelerate(model, dtype=dtype, adapt=False)
     assert fast.acceleration.memory_format == torch.contiguous_format and fast.acceleration.folded == ("norm",)
     assert fast.acceleration.packed == 0 and fast.acceleration.activations == ()
     assert compare(model, fast, FRAMES).relative_difference < (1e-5 if dtype is None else 0.03)
@@ -256,14 +270,69 @@ def test_views_of_maps_keep_their_order(dtype):
 
 def test_packed_convolutions_of_other_dtypes():
     model = settle(MobileNetV2(num_classes=5, width=0.25))
-    fast = accelerate(model, None)
+    fast = accelerate(model, adapt=False)
     expected = model.double()(FRAMES.double())
     torch.testing.assert_close(fast.double()(FRAMES.double()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_loaded_in_inference_mode_are_used():
     with torch.inference_mode():
-        first, second = (accelerate(settle(MobileNetV2(num_classes=5, width=0.25)), None) for _ in range(2))
+        first, second = (accelerate(settle(MobileNetV2(num_classes=5, width=0.25)), adapt=False) for _ in range(2))
         second(FRAMES)
         second.load_state_dict(first.state_dict())
         torch.testing.assert_close(second(FRAMES), first(FRAMES))
+
+
+def test_the_original_comes_back_and_nothing_is_accelerated_twice():
+    model = settle(MobileNetV2(num_classes=5, width=0.25))
+    fast = accelerate(model)
+    assert restore(fast) is model and restore(copy.deepcopy(fast)) is model and restore(model) is model
+    assert "features.0.0" in fast.acceleration.changed and "features.0.1" in fast.acceleration.changed
+    with pytest.raises(ValueError, match="must not be accelerated already"):
+        accelerate(fast)
+    with pytest.raises(ValueError, match="load that network"):
+        restore(pickle.loads(pickle.dumps(fast)))
+
+
+def timed(plain, packed):
+    """A stand-in for the clock: so many seconds for each plain and each packed convolution."""
+    return lambda calls, run, **_: [run(call) is None or seconds for call, seconds in zip(calls, (plain, packed) * 999)]
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_convolutions_that_do_not_pay_stay_as_they_were(dtype, monkeypatch):
+    torch.manual_seed(0)
+    model = settle(TSM(MobileNetV2(width=0.25), num_classes=5, direction="past"))
+    every = accelerate(model, dtype=dtype, adapt=False)
+    monkeypatch.setattr(MODULE, "best_times", timed(30e-6, 29e-6))  # faster, but by less than the margin
+    none = accelerate(model, dtype=dtype)
+    assert not any(type(module) is PackedConv2d for module in none.modules()) and none.acceleration.packed == 0
+    assert len(none.acceleration.left) == every.acceleration.packed > 50 and none.acceleration.activations == ()
+    assert none.acceleration.folded == every.acceleration.folded and not every.acceleration.left
+    reason = none.acceleration.left["base_model.features.0.0"]
+    assert reason == "packed it takes 29 µs for [1, 3, 64, 64], as it was 30 µs"
+    monkeypatch.setattr(MODULE, "best_times", timed(30e-6, 20e-6))
+    assert accelerate(model, dtype=dtype).acceleration.packed == every.acceleration.packed
+    tolerance = 1e-5 if dtype is None else 0.05
+    assert compare(model, none, FRAMES).relative_difference < tolerance
+    assert compare(every, none, FRAMES).relative_difference < tolerance
+
+
+def test_without_measuring_nothing_depends_on_time(monkeypatch):
+    def no_clock(*_, **__):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(MODULE, "best_times", no_clock)
+    accelerate(settle(MobileNetV2(num_classes=5, width=0.25)), adapt=False)
+
+
+def test_measuring_is_cheap():
+    """Timed passes over the layers begin within a fraction of a second, whatever the network."""
+    calls = []
+
+    def slow(item):
+        calls.append(item)
+        time.sleep(0.03)
+
+    best_times([0, 1], slow, passes=1000, within=0.1)
+    assert 2 <= len(calls) <= 8

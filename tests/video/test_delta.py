@@ -81,14 +81,14 @@ def test_without_adapting_a_frame_gives_the_bits_of_a_fresh_state() -> None:
 
 def test_the_error_at_a_threshold_is_bounded_and_does_not_drift(network: nn.Module) -> None:
     clip = patch_clip(302, noise=0.02)
-    fast = delta.accelerate(network, 0.05, adapt=False, example=clip[:1])
+    fast = delta.accelerate(network, threshold=0.05, adapt=False, example=clip[:1])
     right = exact(network, clip)
     error = (fast(clip) - right).abs().amax(1) / right.abs().max()
     assert error.max() > 1e-5  # the threshold does something
     assert error.max() < 0.5
     assert error[200:].mean() <= 1.5 * error[20:60].mean()
     assert error[295:].max() <= 1.5 * error[2:40].max()
-    exact_work = delta.accelerate(network, 0.0, adapt=False)
+    exact_work = delta.accelerate(network, threshold=0.0, adapt=False)
     exact_work(clip[:20])
     assert fast.trace[10].macs < exact_work.trace[10].macs
 
@@ -97,7 +97,9 @@ def test_each_layer_stays_within_its_threshold() -> None:
     """One convolution, whose kept output and kept input are in the state."""
     model = settle(nn.Conv2d(3, 8, 3, padding=1))
     clip = patch_clip(60, noise=0.05)
-    fast = delta.accelerate(nn.Sequential(model, nn.Conv2d(8, 4, 1)).eval(), {"": 0.1}, example=clip[:1], adapt=False)
+    fast = delta.accelerate(
+        nn.Sequential(model, nn.Conv2d(8, 4, 1)).eval(), threshold={"": 0.1}, example=clip[:1], adapt=False
+    )
     state = None
     for frame in clip.split(1):
         _, state = fast.step(frame, state)
@@ -208,7 +210,7 @@ def test_single_resets_with_a_threshold(adapt: bool) -> None:
     """A stream that starts anew has exactly the answers of one that starts, whatever zeros a reset leaves behind."""
     model = NETWORKS["mobile"]()
     clip = patch_clip(10)
-    fast = delta.accelerate(model, 0.5, example=clip[:1], adapt=adapt)
+    fast = delta.accelerate(model, threshold=0.5, example=clip[:1], adapt=adapt)
     state = None
     for t in range(5):
         _, state = fast.step(torch.stack([clip[t], 0 * clip[t]]), state)

@@ -25,13 +25,13 @@ def model() -> nn.Module:
 @pytest.mark.parametrize("threshold", [-1, math.nan, math.inf, True, "0.1", {"": -0.5}, {"frame": math.inf}])
 def test_thresholds_are_finite_numbers_of_at_least_zero(model: nn.Module, threshold) -> None:
     with pytest.raises(ValueError, match="threshold.* must be a finite number of at least 0, got"):
-        delta.accelerate(model, threshold)
+        delta.accelerate(model, threshold=threshold)
 
 
 def test_unknown_layers_and_dtypes(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"names a layer 'conv2d_7' that is not there; close ones: conv2d"):
-        delta.accelerate(model, {"conv2d_7": 0.1}, example=patch_clip(1))
-    with pytest.raises(ValueError, match="dtype must be None, 'auto'"):
+    with pytest.raises(ValueError, match=r"names a layer 'conv2d_7' that is not there; did you mean 'conv2d"):
+        delta.accelerate(model, threshold={"conv2d_7": 0.1}, example=patch_clip(1))
+    with pytest.raises(ValueError, match="dtype must be one that this network can compute in .* got int8"):
         delta.accelerate(model, dtype=torch.int8)
     with pytest.raises(ValueError, match="frame_threshold must be a finite number of at least 0, got nan"):
         delta.accelerate(model, frame_threshold=math.nan)
@@ -84,7 +84,7 @@ def test_first_frames_from_several_threads(model: nn.Module) -> None:
 def test_values_that_are_not_numbers_come_through(model: nn.Module) -> None:
     clip = patch_clip(4)
     clip[1, 0, 5, 5] = math.nan
-    out = delta.accelerate(model, 0.1, adapt=False)(clip)
+    out = delta.accelerate(model, threshold=0.1, adapt=False)(clip)
     assert out[1].isnan().all()
     assert not out[[0, 2, 3]].isnan().any()
 
@@ -93,7 +93,7 @@ def test_calibration_finds_the_largest_harmless_threshold() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     clip = torch.cat([patch_clip(6, seed=seed, noise=0.03) for seed in range(10)])
-    found = delta.calibrate(model, clip, 0.05, candidates=(0.001, 0.002, 0.1, 50))
+    found = delta.calibrate(model, clip, max_drop=0.05, candidates=(0.001, 0.002, 0.1, 50))
     assert found.frames == 60 and found.flips <= 0.05
     assert found.network.threshold == found.threshold > 0
     right = model(clip).argmax(1)
@@ -111,24 +111,27 @@ def test_calibration_estimates_on_held_out_halves() -> None:
     still[:, 0] = 1
     drift = still.clone()
     drift[:, 1] = torch.linspace(0.9, 1.5, 12)[:, None, None]  # class 1 soon, by small steps
-    found = delta.calibrate(model, torch.cat([still, drift]), 0.0, candidates=(0.001, 40))
+    found = delta.calibrate(model, torch.cat([still, drift]), max_drop=0.0, candidates=(0.001, 40))
     assert found.threshold == 0.001 and found.flips == 0
     assert 0.3 < found.held_out <= 0.5
-    alike = delta.calibrate(model, torch.cat([still, still]), 0.0, candidates=(0.001, 40))
+    alike = delta.calibrate(model, torch.cat([still, still]), max_drop=0.0, candidates=(0.001, 40))
     assert alike.threshold == 40 and alike.held_out == 0
 
 
 def test_calibration_takes_frames_one_by_one(model: nn.Module) -> None:
-    fast = delta.accelerate(model, 0.3)
-    found = delta.calibrate(fast, (frame for frame in patch_clip(10)), 1.0, candidates=(0.1, 0.2))
-    assert found.network is fast and fast.threshold == 0.2
+    fast = delta.accelerate(model, threshold=0.3)
+    found = delta.calibrate(fast, (frame for frame in patch_clip(10)), max_drop=1.0, candidates=(0.1, 0.2))
+    assert fast.threshold == 0.3 and found.accelerate().threshold == 0.2 and found.gains and found.holds
+    none = delta.calibrate(fast, patch_clip(10), max_drop=0.0, candidates=(1e6, 2e6), confidence=0.9)
+    assert none.gains is (none.threshold > 0) and none.confidence == 0.9 and fast.threshold == 0.3
+    assert delta.restore(found.accelerate()) is model
 
 
 def test_calibration_refuses(model: nn.Module) -> None:
     clip = patch_clip(3)
-    with pytest.raises(ValueError, match="max_flips must be a share from 0 to 1, got nan"):
-        delta.calibrate(model, clip, math.nan)
-    with pytest.raises(ValueError, match="video must have frames, got none"):
+    with pytest.raises(ValueError, match="max_drop must be a share from 0 to 1, got nan"):
+        delta.calibrate(model, clip, max_drop=math.nan)
+    with pytest.raises(ValueError, match="data must have frames, got none"):
         delta.calibrate(model, clip[:0])
     with pytest.raises(ValueError, match=r"frames \[C, H, W\], got str"):
         delta.calibrate(model, ["frame"])

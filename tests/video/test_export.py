@@ -116,7 +116,9 @@ def test_metadata(tmp_path: Path) -> None:
 
 def test_metadata_of_a_network_with_a_card(tmp_path: Path) -> None:
     model = tsm()
-    model.card = ModelCard("small", "TSM", {}, ("a", "b", "c", "d", "e"), size=48)  # type: ignore[assignment]
+    model.card = ModelCard(
+        description="small", architecture="TSM", arguments={}, class_names=("a", "b", "c", "d", "e"), size=48
+    )  # type: ignore[assignment]
     metadata = export_onnx(model, tmp_path / "m", size=48, batch=1).metadata
     assert json.loads(metadata["class_names"]) == ["a", "b", "c", "d", "e"]
     stated = json.loads(metadata["preprocess"])
@@ -148,7 +150,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_onnx(model, path, live=True)
     with pytest.raises(ValueError, match="model must be fp32, got .* as torch.bfloat16"):
         export_onnx(tsm().bfloat16(), path)
-    with pytest.raises(ValueError, match="model must be in evaluation mode, got the model in training mode"):
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but TSM and .* in training mode"):
         export_onnx(tsm().train(), path)
     with pytest.raises(ValueError, match="batch, size and in_channels must be at least 1, got batch=0"):
         export_onnx(model, path, batch=0)
@@ -200,7 +202,7 @@ def test_networks_that_return_an_object(tmp_path: Path, live: bool) -> None:
 
 def test_size_and_class_names_fit_the_network(tmp_path: Path) -> None:
     model, path = tsm(), tmp_path / "m"
-    model.card = ModelCard("small", "TSM", {}, tuple("abcde"), size=48)  # type: ignore[assignment]
+    model.card = ModelCard(description="small", architecture="TSM", arguments={}, class_names=tuple("abcde"), size=48)  # type: ignore[assignment]
     exported = export_onnx(model, path, batch=1)
     assert exported.inputs == {"clip": (1, 4, 3, 48, 48)}
     exported = export_onnx(model, path, batch=1, size=(32, 48))

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.video.failing import fail_after_writing
 from trisparse import zoo
-from video import pretrained
+from video import accelerate, delta, pretrained
 from video.models import TSM, ProxylessNAS, create
 from video.pretrained import ModelCard, list_pretrained, load_pretrained, round_like_saved, save_pretrained
 
@@ -69,9 +71,42 @@ def test_round_trip(saved: Path) -> None:
 def test_saved_again_with_the_card_it_carries(saved: Path, tmp_path: Path) -> None:
     save_pretrained(load_pretrained(saved), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
-    with pytest.raises(ValueError, match="card must be a ModelCard, here or as the model's attribute, got NoneType"):
+    with pytest.raises(ValueError, match="card must be given, or be an attribute of the model, got neither"):
         save_pretrained(tiny(), tmp_path / "none.safetensors")
+    with pytest.raises(TypeError, match="card must be a ModelCard, .* got dict"):
+        save_pretrained(tiny(), tmp_path / "none.safetensors", {})  # type: ignore[arg-type]
     assert not (tmp_path / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "faster", [lambda model: accelerate(model), lambda model: delta.accelerate(model)], ids=["accelerate", "delta"]
+)
+def test_accelerated_networks_are_refused(faster: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got an accelerated one.*restore\(model\)"):
+        save_pretrained(faster(tiny()), tmp_path / "fast.safetensors", tiny_card())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_header_names_the_domain(saved: Path) -> None:
+    with safe_open(saved, "pt") as file:
+        assert file.metadata()["domain"] == "video"
+    path = saved.with_name("other.safetensors")
+    save_file({"a": torch.zeros(2)}, path, metadata={"card": "{}", "domain": "pointcloud"})
+    with pytest.raises(ValueError, match="holds a network of pointcloud"):
+        load_pretrained(path)
+
+
+def test_a_failing_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+    fail_after_writing(monkeypatch, "common_models.pretrained.save_file", 1)
+    with pytest.raises(OSError, match="disk full"):
+        save_pretrained(tiny(), saved, tiny_card())
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_networks_are_not_downloaded() -> None:
+    with pytest.raises(ValueError, match="download must be False"):
+        load_pretrained("tsm-motion-digits", download=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "proxylessnas"])
@@ -82,7 +117,8 @@ def test_single_frame_networks(name: str, tmp_path: Path) -> None:
         "mobilenet_v2": ("MobileNetV2", dict(width=0.35, num_classes=3)),
         "proxylessnas": ("ProxylessNAS", dict(blocks=blocks, stem=16, features=32, num_classes=3)),
     }[name]
-    card = ModelCard("x", *arguments, class_names=CLASSES)  # type: ignore[arg-type, misc]
+    architecture, options = arguments
+    card = ModelCard(description="x", architecture=architecture, arguments=options, class_names=CLASSES)  # type: ignore[arg-type]
     model = card.build()
     save_pretrained(model, tmp_path / "m.safetensors", card)
     round_like_saved(model)
@@ -111,7 +147,7 @@ def test_names_here_and_in_the_zoo(saved: Path, monkeypatch: pytest.MonkeyPatch)
     assert load_pretrained("tiny").card == load_pretrained(saved).card == zoo.load_pretrained("tiny").card
     assert zoo.load_pretrained(saved).card == load_pretrained(saved).card
     assert zoo.weights_file("tiny") == saved
-    with pytest.raises(ValueError, match=r"must be a file or one of tiny, got 'tinny'; did you mean tiny\?"):
+    with pytest.raises(ValueError, match=r"must be a file or one of tiny, got 'tinny'; did you mean 'tiny'\?"):
         load_pretrained("tinny")
     monkeypatch.setattr(pretrained, "WEIGHTS", saved.parent / "absent")
     assert list_pretrained() == []
@@ -181,7 +217,7 @@ def test_wrong_cards(saved: Path, changes: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize("card", ["", "{", "[]", "3", '{"description": "x"}'])
 def test_no_card(saved: Path, card: str) -> None:
-    with pytest.raises(ValueError, match="its model card cannot be read"):
+    with pytest.raises(ValueError, match="its model card (cannot be read|must be a JSON object, got (list|int))"):
         load_pretrained(rewritten(saved, card))
 
 

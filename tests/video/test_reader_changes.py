@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +16,10 @@ from video.reader import VideoError, VideoReader, open_live
 
 
 @pytest.mark.parametrize("backend", ["pyav", "torchcodec", "decord"])
-def test_a_file_that_another_replaced(tmp_path: Path, backend: str) -> None:
+def test_a_file_that_another_replaced(tmp_path: Path, backend: str, open_with: Callable[..., VideoReader]) -> None:
     """The same frames' times and another content: an old index would not notice."""
-    if backend != "pyav":
-        pytest.importorskip(backend)
     path = write_clip(tmp_path / "a.mp4", [texture(i) for i in range(12)])
-    reader = VideoReader(path, backend)
+    reader = open_with(path, backend)
     first, pickled = reader[3], pickle.dumps(reader)
     reader.close()
     assert torch.equal(reader[3], first)
@@ -39,12 +37,11 @@ def test_a_file_that_another_replaced(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("name", ["pipe:0", "http:a.mp4", "concat:a|b.mp4"])
 @pytest.mark.skipif(os.name == "nt", reason="names that Windows does not allow")
 def test_names_are_only_names_to_other_backends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, name: str, open_with: Callable[..., VideoReader]
 ) -> None:
-    pytest.importorskip(backend)
     write_clip(tmp_path / "plain.mp4", [texture(i) for i in range(5)]).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert VideoReader(name, backend)[:].shape == (5, 48, 64, 3)
+    assert open_with(name, backend)[:].shape == (5, 48, 64, 3)
 
 
 def test_a_cut_tail_is_the_same_on_every_path(tmp_path: Path) -> None:

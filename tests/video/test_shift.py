@@ -42,6 +42,14 @@ def test_no_clips(device):
     assert out.shape == x.shape == x.grad.shape
 
 
+def _nodes(graph):
+    """The nodes of a traced graph and of the blocks within them."""
+    for node in graph.nodes():
+        yield node
+        for block in node.blocks():
+            yield from _nodes(block)
+
+
 @pytest.mark.parametrize("direction", ["both", "past"])
 def test_exports_without_our_operators(direction):
     class Net(nn.Module):
@@ -62,7 +70,9 @@ def test_exports_without_our_operators(direction):
     torch.testing.assert_close(exported.module()(longer), net(longer))
     with torch.no_grad():
         traced = torch.jit.trace(net, x)
-    assert "trisparse" not in str(traced.inlined_graph)
+    # By the kinds of the nodes: the graph's text holds the paths of the source files, wherever the checkout lies.
+    kinds = {node.kind() for node in _nodes(traced.inlined_graph)}
+    assert "aten::cat" in kinds and not any(kind.startswith("trisparse") for kind in kinds), kinds
     torch.testing.assert_close(traced(longer), net(longer))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.video.failing import fail_after_writing
 from tests.video.skip_frames import PREPARE, FakeReader, LevelNetwork, video
 from video.preprocess import Preprocess
 from video.skip import (
@@ -20,7 +21,6 @@ from video.skip import (
     LearnedGate,
     LumaDifference,
     MotionVectors,
-    NothingToGainError,
     PacketSize,
     Policy,
     Trace,
@@ -53,11 +53,17 @@ def flips(reader: FakeReader, policy: Policy, **others: str) -> tuple[float, int
 
 def test_finds_the_threshold_between_noise_and_change() -> None:
     reader = wandering(300)
-    policy, report = calibrate(LumaDifference(0.0, max_staleness=200), LevelNetwork(), reader, preprocess=PREPARE)
+    report = calibrate(LevelNetwork(), reader, LumaDifference(0.0, max_staleness=200), preprocess=PREPARE)
+    policy = report.accelerate()
     assert isinstance(policy, LumaDifference) and policy.max_staleness == 200
     # Noise is at most 6 levels either way, a jump at least 58.
     assert 4 <= policy.threshold < 70
-    assert report.ok and report.fitted.flips <= 3 and report.fitted.answers == report.held_out.answers == 300
+    assert (
+        report.ok
+        and report.gains
+        and report.fitted.flips <= 3
+        and report.fitted.answers == report.held_out.answers == 300
+    )
     share, computed = flips(reader, policy)
     assert share <= 0.01 and computed < 40
     assert f"threshold = {policy.threshold:.4g}" in str(report)
@@ -84,7 +90,8 @@ def test_the_simulation_is_what_a_run_does(policy: Policy) -> None:
 def test_the_simulation_leaves_out_what_the_decoder_does() -> None:
     reader = wandering(120)
     reader.unreferenced = frozenset(range(1, 120, 2))
-    policy, report = calibrate(LumaDifference(0), LevelNetwork(), reader, 0.1, preprocess=PREPARE, skip="nonref")
+    report = calibrate(LevelNetwork(), reader, LumaDifference(0), max_drop=0.1, preprocess=PREPARE, skip="nonref")
+    policy = report.accelerate()
     trace = Trace()
     answers = [r.entry.answer for r in run(reader, LevelNetwork(), policy, PREPARE, skip="nonref", trace=trace)]
     dense = observe(LevelNetwork(), FakeReader(reader.content), PREPARE).answers.tolist()
@@ -96,14 +103,16 @@ def test_the_simulation_leaves_out_what_the_decoder_does() -> None:
 
 def test_bisection_is_as_good_as_trying_every_value() -> None:
     seen = [observe(LevelNetwork(), wandering(400, noise=12), PREPARE)]
-    policy, report = search(LumaDifference(0), seen, 0.03)
+    policy = LumaDifference(0)
+    report = search(policy, seen, max_drop=0.03)
     scores = [evaluate(changed(policy, value), seen) for value in candidates(policy, seen)]
     assert report.fitted.computed <= 1.1 * min(score.computed for score in scores if score.flip_rate <= 0.03) + 1
 
 
 def test_every_nth_is_calibrated_too() -> None:
     reader = video([30] * 40 + [220] * 40 + [30] * 40)
-    policy, report = calibrate(EveryNth(1), LevelNetwork(), reader, 0.1, preprocess=PREPARE)
+    report = calibrate(LevelNetwork(), reader, EveryNth(1), max_drop=0.1, preprocess=PREPARE)
+    policy = report.accelerate()
     assert isinstance(policy, EveryNth) and policy.n >= 5
     assert report.value == policy.n
 
@@ -112,7 +121,8 @@ def test_held_out_frames_tell_when_the_threshold_does_not_hold() -> None:
     # Steps of 15 levels within one class, then steps of 8 levels from one class to the next (at 63.75).
     first, second = ([10, 25] * 10 + [200] * 5) * 2, [60, 68] * 25
     policy = LumaDifference(0, back_off=False)  # the rests are short
-    _, report = calibrate(policy, LevelNetwork(), video(first + second), preprocess=PREPARE)
+    report = calibrate(LevelNetwork(), video(first + second), policy, preprocess=PREPARE)
+    policy = report.accelerate()
     # What is right for all is careful enough for the second half; what the first half alone chooses is not.
     assert report.fitted.flips == 0 and report.value < 8
     assert report.held_out.flips > 10 and not report.ok
@@ -121,7 +131,8 @@ def test_held_out_frames_tell_when_the_threshold_does_not_hold() -> None:
 def test_confidence_is_calibrated_on_several_videos() -> None:
     clear = [video([32 + 64 * (seed % 4)] * 40) for seed in range(12)]
     readers = clear + [wandering(40, seed=seed, noise=30) for seed in range(8)]
-    policy, report = calibrate(Confidence(1.0, frames=8), LevelNetwork(), readers, 0.1, preprocess=PREPARE)
+    report = calibrate(LevelNetwork(), readers, Confidence(1.0, frames=8), max_drop=0.1, preprocess=PREPARE)
+    policy = report.accelerate()
     assert isinstance(policy, Confidence) and 0 < policy.threshold < 1
     assert report.fitted.flip_rate <= 0.1 and report.fitted.answers == report.held_out.answers == 20
     assert report.fitted.computed < report.fitted.dense == 160
@@ -130,32 +141,34 @@ def test_confidence_is_calibrated_on_several_videos() -> None:
 def test_nothing_to_gain() -> None:
     reader = video([30, 100, 160, 230] * 30)
     for policy in (LumaDifference(1), EveryNth(2)):
-        with pytest.raises(NothingToGainError, match=f"nothing can be gained with {type(policy).__name__}: at 1.00%"):
-            calibrate(policy, LevelNetwork(), reader, preprocess=PREPARE)
+        found = calibrate(LevelNetwork(), reader, policy, preprocess=PREPARE)
+        assert not found.gains and found.value is None and found.holds and found.estimate == 0
+        assert "nothing to gain within 1.00% changed answers" in str(found)
+        assert flips(reader, found.accelerate()) == (0.0, 120)
 
 
 def test_refusals() -> None:
     network = LevelNetwork()
-    with pytest.raises(ValueError, match=r"policy must be a Policy, as LumaDifference\(1\) is, got 'luma'"):
-        calibrate("luma", network, video([1] * 50), preprocess=PREPARE)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"policy must be a Policy, as LumaDifference\(1\) is, got 'luma'"):
+        calibrate(network, video([1] * 50), "luma", preprocess=PREPARE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="KeyFrames has no threshold to calibrate"):
-        calibrate(KeyFrames(), network, video([1] * 50), preprocess=PREPARE)
-    with pytest.raises(ValueError, match="max_flips must be from 0 to 1, got nan"):
-        calibrate(LumaDifference(1), network, video([1] * 50), float("nan"), preprocess=PREPARE)
+        calibrate(network, video([1] * 50), KeyFrames(), preprocess=PREPARE)
+    with pytest.raises(ValueError, match="max_drop must be from 0 to 1, got nan"):
+        calibrate(network, video([1] * 50), LumaDifference(1), max_drop=float("nan"), preprocess=PREPARE)
     with pytest.raises(ValueError, match="at least 20 frames to calibrate on, got 5"):
-        calibrate(LumaDifference(1), network, video([1] * 5), preprocess=PREPARE)
+        calibrate(network, video([1] * 5), LumaDifference(1), preprocess=PREPARE)
     with pytest.raises(ValueError, match="list of at least 2 .* got \\[50\\]"):
-        calibrate(Confidence(1), network, video([1] * 50), preprocess=PREPARE)
+        calibrate(network, video([1] * 50), Confidence(1), preprocess=PREPARE)
     with pytest.raises(ValueError, match="skip='nonref' is for policies that decode every frame"):
-        calibrate(PacketSize(1), network, video([1] * 50), preprocess=PREPARE, skip="nonref")
+        calibrate(network, video([1] * 50), PacketSize(1), preprocess=PREPARE, skip="nonref")
     with pytest.raises(ValueError, match="must return logits"):
-        calibrate(LumaDifference(1), lambda x: {}, video([1] * 50), preprocess=PREPARE)
+        calibrate(lambda x: {}, video([1] * 50), LumaDifference(1), preprocess=PREPARE)
 
 
 def test_the_gate_learns_what_changes_the_answer(tmp_path: Path) -> None:
     reader = wandering(240, noise=8)
     gate = LearnedGate.fit(LevelNetwork(), reader, PREPARE, max_staleness=100)
-    gate, _ = calibrate(gate, LevelNetwork(), reader, 0.02, preprocess=PREPARE)
+    gate = calibrate(LevelNetwork(), reader, gate, max_drop=0.02, preprocess=PREPARE).policy
     other = wandering(240, seed=7, noise=8)
     share, computed = flips(other, gate)
     assert share <= 0.03 and computed < 100
@@ -198,6 +211,16 @@ def test_a_saved_gate_keeps_its_settings(tmp_path: Path) -> None:
         again = LearnedGate.load(tmp_path / "gate.safetensors")
         assert (again.threshold, again.max_staleness, again.scene_cut, again.back_off) == (0.25, 9, 30.0, back_off)
         assert all(np.array_equal(again.weights[name], value) for name, value in gate.weights.items())
+
+
+def test_a_failing_write_leaves_the_old_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gate.safetensors"
+    gate = LearnedGate(train([observe(LevelNetwork(), wandering(120), PREPARE)]), 0.25)
+    gate.save(path)
+    fail_after_writing(monkeypatch, "video.skip.gate.save_file", 1)
+    with pytest.raises(OSError, match="disk full"):
+        replace(gate, threshold=0.5).save(path)
+    assert list(tmp_path.iterdir()) == [path] and LearnedGate.load(path).threshold == 0.25
 
 
 def test_the_gate_refuses_other_weights(tmp_path: Path) -> None:

@@ -55,5 +55,5 @@ def test_training_networks_are_not_observed(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.LazyLinear(4)).eval()
     model[0].train()  # a part is enough
     with VideoReader(clip) as reader, pytest.raises(ValueError, match="evaluation mode"):
-        calibrate(LumaDifference(), model, reader, preprocess=Preprocess(8, 8))
+        calibrate(model, reader, LumaDifference(), preprocess=Preprocess(8, 8))
     assert int(model[0].num_batches_tracked) == 0  # type: ignore[arg-type]

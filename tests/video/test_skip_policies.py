@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -277,3 +278,17 @@ def test_luma_change_against_plain_arithmetic() -> None:
 def test_refusals(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_count_of_lively_frames_stays_small_on_an_endless_stream() -> None:
+    policy = LumaDifference(0.5)
+    state = policy.start()
+    seen, looks = set(), []
+    for index in range(5000):
+        luma = np.full((16, 16), 255 * (index % 2), dtype=np.uint8)
+        blind = state.blind
+        assert policy.decide(Signals(index, luma=luma), state).action == "compute"
+        looks += [index] if not blind else []
+        seen.add(state.lively)
+    assert max(seen) < 16 and state.blind <= 8
+    assert {b - a for a, b in pairwise(looks[100:])} == {9}  # still one look for eight frames unseen

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.video.failing import fail_after_writing
 from tests.video.skip_frames import PREPARE, FakeFrame, FakeReader, LevelNetwork, SumNetwork, vectors, video
 from video.skip import (
     Confidence,
@@ -224,3 +225,15 @@ def test_timeline_is_drawn(tmp_path: Path, policy: Policy) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["line.png"]
     with pytest.raises(ValueError, match="got an empty one"):
         draw_timeline(Trace(), tmp_path / "line.png")
+
+
+def test_a_failing_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "line.png"
+    path.write_bytes(b"old")
+    trace = Trace()
+    list(run(video(LEVELS), LevelNetwork(), EveryNth(3), PREPARE, trace=trace))
+    fail_after_writing(monkeypatch, "matplotlib.figure.Figure.savefig", 1)
+    with pytest.raises(OSError, match="disk full"):
+        draw_timeline(trace, path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"

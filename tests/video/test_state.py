@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.video.failing import fail_after_writing
 from video.state import StreamState
 
 
@@ -120,6 +121,16 @@ def test_load_of_other_files(tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "trisparse.StreamState"})
     with pytest.raises(ValueError, match=r"weight must have one row for each of 2 streams, got float32 \[3, 1\]"):
         StreamState.load(path)
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state"
+    state().save(path)
+    fail_after_writing(monkeypatch, "video.state.save_file", 1)
+    with pytest.raises(OSError, match="disk full"):
+        state(1).save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert_same(StreamState.load(path), state())
 
 
 def test_truncated_file(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.video.failing import fail_after_writing
 from video.models import TSM
 from video.preprocess import Preprocess
 from video.pretrained import load_pretrained
@@ -198,13 +199,37 @@ def test_training_that_was_stopped_ends_where_it_would_have(tmp_path: Path) -> N
     resumed = train(TINY, "past", path, progress=False)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    with pytest.raises(ValueError, match=r"checkpoint of another run: past, .* remove it"):
+    with pytest.raises(ValueError, match=r"checkpoint of another run: its recipe is .*: remove the file"):
         train(replace(TINY, seed=1), "past", path, progress=False)
-    with pytest.raises(ValueError, match="checkpoint of another run"):
+    with pytest.raises(ValueError, match="checkpoint of another run: its variant is 'past', here it is 'both'"):
         train(TINY, "both", path, progress=False)
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not a checkpoint of this training"):
         train(TINY, "past", path, progress=False)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_failing_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.checkpoint"
+    train(replace(TINY, epochs=1), "past", path, progress=False)
+    torch.save({**torch.load(path), "run": {"variant": "past", "recipe": asdict(TINY)}}, path)
+    before = path.read_bytes()
+    fail_after_writing(monkeypatch, "torch.save", 1)
+    with pytest.raises(OSError, match="disk full"):
+        train(TINY, "past", path, progress=False)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_failing_write_leaves_the_old_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    monkeypatch.setattr("video.training.record.digits", lambda held_out: (images(4), torch.zeros(4)))
+    path = tmp_path / "live.mp4"
+    path.write_bytes(b"old")
+    fail_after_writing(monkeypatch, "av.open")
+    with pytest.raises(OSError, match="disk full"):
+        write_live_clip(path, [1])
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
 
 
 @pytest.mark.usefixtures("few_digits")
@@ -235,7 +260,7 @@ def test_the_command_when_it_is_stopped(
 
     monkeypatch.setattr(LOOP, "train_epoch", stop)
     assert command.main(["-o", os.fspath(output)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to continue" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
     command.checkpoint(output, "past").write_bytes(b"something else")
     assert command.main(["-o", os.fspath(output)]) == 1

@@ -28,7 +28,9 @@ BATCH, SORTED_BATCH = 32, 8
 LONGEST = 256
 KEEP, KEEP_SHOWN = 0.5, 0.4
 # Every way runs so often, in turn; when the time is up, no further round begins, but there are two at least.
-ROUNDS, SECONDS = 5, 24.0
+ROUNDS, SECONDS = 5, 12.0
+# Texts of a quick demonstration.
+QUICK_TEXTS = 48
 # The lowest mean cosine to the dense embeddings with which a row counts as right; what pruning loses is its price.
 LOSSLESS, ROUNDED, PRUNED = 0.99999, 0.999, 0.9
 HEADER = ("way", "numbers", "tokens/s", "speed-up", "padding", "kept", "cosine", "same neighbour")
@@ -119,8 +121,20 @@ class _Texts:
         return dict(self.tokenizer.pad(rows, return_tensors="pt"))
 
 
-def language(folder: Path, say: Callable[[str], None]) -> Language:
-    """Embed the texts in every way; pictures go to `folder`."""
+def warm_up() -> None:
+    """Compile, or load from disk, every kernel of this part."""
+    try:
+        model, tokenizer = nlp.load_pretrained(NETWORK), nlp.load_tokenizer(NETWORK)
+    except (ImportError, ValueError):
+        return
+    texts = _Texts(tokenizer, tokenizer(["short", "much longer " * 40])["input_ids"])
+    with torch.inference_mode():
+        for row in _rows(model, texts)[0][2:]:
+            _embed(row.model, row.batches)
+
+
+def language(folder: Path, say: Callable[[str], None], quick: bool = False) -> Language:
+    """Embed the texts in every way; pictures go to `folder`. A quick demonstration embeds fewer, in two rounds."""
     try:
         model, tokenizer = nlp.load_pretrained(NETWORK), nlp.load_tokenizer(NETWORK)
     except ImportError as error:
@@ -131,13 +145,15 @@ def language(folder: Path, say: Callable[[str], None]) -> Language:
     found, skipped, shown = passages(tokenizer, longest, data_folder())
     if not found:
         return _without(skipped)
+    if quick:
+        found = found[:QUICK_TEXTS]
     texts = _Texts(tokenizer, tokenizer(found, verbose=False)["input_ids"])
     live = sum(texts.lengths)
     say(f"{len(found)} texts of {min(texts.lengths)} to {max(texts.lengths)} tokens, {live:,} together")
     rows, left_out = _rows(model, texts)
     skipped += left_out
     with torch.inference_mode(), one_setting(1):
-        _measure(rows, live, texts)
+        _measure(rows, live, texts, 0.0 if quick else SECONDS)
     pictures, left_out = _pictures(model, tokenizer, shown, folder)
     skipped += left_out
     sizes = sorted(texts.lengths)
@@ -215,8 +231,8 @@ def _embed(model: Any, batches: Batches) -> tuple[Tensor, float]:
     return torch.empty_like(found).index_copy(0, torch.tensor(places), found), alive / n
 
 
-def _measure(rows: list[Row], live: int, texts: _Texts) -> None:
-    """Time the rows in turn, then judge each by the first."""
+def _measure(rows: list[Row], live: int, texts: _Texts, limit: float) -> None:
+    """Time the rows in turn for `limit` seconds or two rounds, then judge each by the first."""
     with compiling():
         few = _Texts(texts.tokenizer, texts.ids[:4]).batches(sort=False)
         for row in rows:
@@ -224,7 +240,7 @@ def _measure(rows: list[Row], live: int, texts: _Texts) -> None:
     results: list[tuple[Tensor, float]] = []
     start = time.perf_counter()
     for i in range(ROUNDS):
-        if i >= 2 and time.perf_counter() - start > SECONDS:
+        if i >= 2 and time.perf_counter() - start > limit:
             break
         results = []
         for row in rows:

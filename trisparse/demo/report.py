@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointcloud.io.files import atomic_file
+from common_models.files import replace_atomically
 from pointcloud.picture import class_colors
 from pointcloud.pretrained import ModelCard
 from trisparse.demo.comparison import HEADER, Comparison
@@ -56,8 +56,8 @@ def write_page(page: Page, path: Path) -> Path:
     colors = {name: f"#{color.tobytes().hex()}" for name, color in zip(names, class_colors(names))}
     groups = _groups(page.comparison) if page.comparison is not None else []
     text = environment.get_template("report.html.jinja").render(page=page, colors=colors, groups=groups, header=HEADER)
-    with atomic_file(path) as file:
-        file.write(text.encode("utf-8"))
+    with replace_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

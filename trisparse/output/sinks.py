@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from trisparse.texts.sources import require_pyarrow
+if TYPE_CHECKING:
+    from common_models.scores import ClassScore
 
 # Memory of a row group while a parquet file is written, about.
 GROUP_BYTES = 32 << 20
@@ -22,7 +24,7 @@ class Column:
     """A column of results.
 
     Attributes:
-        kind: text, int, float, bool, scores (pairs of a label and a probability), or vector:N.
+        kind: text, int, float, bool, scores (`common_models.scores.ClassScore`), or vector:N.
     """
 
     name: str
@@ -47,14 +49,10 @@ class Sink(Protocol):
         ...
 
 
-def sink(path: Path, columns: Sequence[Column], suffixes: Sequence[str] = (".jsonl", ".csv", ".parquet")) -> Sink:
-    """The sink for a file of that name.
-
-    Raises:
-        ValueError: another suffix.
-        ImportError: parquet without pyarrow.
-    """
-    check_suffix(path, suffixes)
+def sink(path: Path | None, columns: Sequence[Column]) -> Sink:
+    """The sink for a file with a suffix that `check_suffix` let pass; lines of JSON for None, which are printed."""
+    if path is None:
+        return JsonLines(columns)
     kinds: dict[str, Callable[[Sequence[Column]], Sink]] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": Parquet}
     return kinds[path.suffix.lower()](columns)
 
@@ -65,6 +63,12 @@ def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"--output must have a suffix of {' '.join(suffixes)}, got {path}")
     if path.suffix.lower() == ".parquet":
         require_pyarrow("writing parquet files")
+
+
+def require_pyarrow(what: str) -> None:
+    """Raises ImportError, which names the extra, where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ImportError(f"{what} needs pyarrow: pip install 'trisparse[nlp]'")
 
 
 class JsonLines:
@@ -171,8 +175,8 @@ class Parquet:
         return convert
 
 
-def _named(scores: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"label": label, "probability": round(probability, 6)} for label, probability in scores]
+def _named(scores: Sequence[ClassScore]) -> list[dict[str, Any]]:
+    return [{"label": score.label, "probability": round(score.probability, 6)} for score in scores]
 
 
 def _arrow(kind: str) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from common_models.files import replace_atomically
 
 try:
     import fcntl
@@ -17,11 +19,12 @@ except ImportError:  # not on Windows
 
 
 class Spool:
-    """A file that is appended to, with a mark of how far the work has come after each piece.
+    """A file that is appended to, with marks that say how far the work has come.
 
     Pieces gather in `<path>.partial`; `<path>.progress` holds the settings and a line for each mark. A run that finds
-    the two cuts off what came after the last mark and goes on from there. `finish` makes the result of the pieces under
-    its own name; until then an older file of that name stays.
+    the two cuts off what came after the last mark and continues from there. `finish` makes the result of the pieces
+    under its own name; until then an older file of that name stays. Where an error ends the work, both files stay for
+    the next run, unless nothing was written yet.
 
     Args:
         settings: whatever the pieces depend on, as JSON. An unfinished run with other settings is not continued.
@@ -29,11 +32,14 @@ class Spool:
         notes: what each run writes anew beside the settings.
 
     Attributes:
+        partial: where the pieces gather.
         mark: the last mark, of the unfinished run that is continued or of this one; None before the first.
+        marks: all marks of the unfinished run that is continued.
         found: the notes of the unfinished run; None where there is none.
 
     Raises:
-        FileExistsError: a finished file of that name, or an unfinished one with other settings.
+        FileExistsError: a finished file of that name, an unfinished one with other settings, or one that another run is
+            writing.
         OSError: a place that cannot be written to.
     """
 
@@ -52,8 +58,11 @@ class Spool:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._progress = self.path.with_name(self.path.name + ".progress")
         self.mark: dict[str, Any] | None = None
+        self.marks: list[dict[str, Any]] = []
         self.found: Any = None
         start = {"settings": json.loads(json.dumps(settings)), "notes": json.loads(json.dumps(notes))}
+        self._whole: list[dict[str, Any]] = []
+        self._unmarked = self._done = False
         created = not self.partial.exists()
         self._pieces = self.partial.open("a+b")
         try:
@@ -61,18 +70,17 @@ class Spool:
             end = 0
             if not overwrite and self._progress.is_file():
                 end = self._resume(start["settings"])
-            if self.mark is None and self.path.exists() and not overwrite:
-                raise FileExistsError(f"{self.path} exists; --overwrite replaces it")
+            if self.mark is None and not overwrite:
+                check_new([self.path])
         except BaseException:
             self._pieces.close()
             if created:
                 self.partial.unlink()
             raise
         self._pieces.truncate(end)
-        marks = [start] if self.mark is None else [start, {"bytes": end, "mark": self.mark}]
-        rewritten = self._progress.with_name(self._progress.name + ".new")
-        rewritten.write_text("".join(json.dumps(mark) + "\n" for mark in marks), encoding="utf-8")
-        os.replace(rewritten, self._progress)
+        # Without a mark that was cut off, so that the next one starts on a line of its own.
+        with replace_atomically(self._progress) as rewritten:
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in [start, *self._whole]), encoding="utf-8")
         self._marks = self._progress.open("a", encoding="utf-8")
 
     def _lock(self) -> None:
@@ -108,15 +116,28 @@ class Spool:
                 "or start anew with --overwrite"
             )
         self.found = marks[0]["notes"]
-        self.mark = whole[-1]["mark"]
+        self._whole, self.marks = whole, [mark["mark"] for mark in whole]
+        self.mark = self.marks[-1]
         return int(whole[-1]["bytes"])
 
     def append(self, piece: bytes, mark: Mapping[str, Any]) -> None:
         """Add a piece and say how far the work has come; both are on the disk when this returns."""
+        self._add(piece)
+        self.set_mark(mark)
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece. It stays where this run ends, but the run that continues cuts it off unless a mark follows."""
+        self._unmarked = True
+        self._add(piece)
+
+    def _add(self, piece: bytes) -> None:
         with named(self.partial):
             self._pieces.write(piece)
             self._pieces.flush()
-            os.fsync(self._pieces.fileno())
+
+    def set_mark(self, mark: Mapping[str, Any]) -> None:
+        """Say how far the work has come with all pieces so far; they and the mark are on the disk when this returns."""
+        self._sync()
         with named(self._progress):
             self._marks.write(json.dumps({"bytes": self._pieces.tell(), "mark": dict(mark)}) + "\n")
             self._marks.flush()
@@ -134,15 +155,20 @@ class Spool:
         if convert is None:
             os.replace(self.partial, self.path)
         else:
-            whole = self.path.with_name(self.path.name + ".new")
-            try:
-                with named(whole):
-                    convert(self.partial, whole)
-                os.replace(whole, self.path)
-            finally:
-                whole.unlink(missing_ok=True)
+            with named(self.path), replace_atomically(self.path) as whole:
+                convert(self.partial, whole)
             self.partial.unlink()
         self._progress.unlink()
+        self._done = True
+        self._close()
+
+    def discard(self) -> None:
+        """Everything is done and the results are elsewhere: nothing of this file stays."""
+        if fcntl is None:
+            self._close()
+        self.partial.unlink()
+        self._progress.unlink()
+        self._done = True
         self._close()
 
     def _sync(self) -> None:
@@ -163,6 +189,8 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What is unfinished stays for the next run, if it is anything at all."""
+        if self._done:
+            return
         try:
             self._sync()
         except OSError:
@@ -171,9 +199,60 @@ class Spool:
             # A full disk was said already; what did not fit has no mark.
         finally:
             self._close()
-        if self.mark is None and self._progress.exists():
+        if self.mark is None and not self._unmarked:
             self.partial.unlink(missing_ok=True)
-            self._progress.unlink()
+            self._progress.unlink(missing_ok=True)
+
+
+class Journal:
+    """Lines of JSON, finished item by item: a Spool whose marks are the items.
+
+    The lines of an item that was not finished are dropped by the next run. Leaving the `with` block without an error
+    gives the file its name.
+
+    Args, Raises:
+        See `Spool`.
+
+    Attributes:
+        finished: the items whose lines are complete, of the unfinished run that is continued too.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self._spool = Spool(path, settings, overwrite)
+        self.finished: set[str] = {mark["item"] for mark in self._spool.marks}
+
+    def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines of the item at work. They reach the disk, but count once the item is finished."""
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        self._spool.write(text.encode())
+
+    def finish(self, item: str) -> None:
+        """The lines of `item` are complete."""
+        self._spool.set_mark({"item": item})
+        self.finished.add(item)
+
+    def close(self) -> None:
+        """Everything is done: the file gets its name."""
+        self._spool.finish()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.close()
+        finally:
+            self._spool.__exit__(kind, error, trace)
+
+
+def check_new(paths: Iterable[Path]) -> None:
+    """Raises FileExistsError for a result that is there already."""
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f"{path} exists; --overwrite replaces it")
 
 
 @contextmanager

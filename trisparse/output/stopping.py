@@ -11,16 +11,28 @@ from typing import Any
 
 
 class Stop:
-    """Ctrl-C, or a request to end: at once, except in the middle of what must be whole."""
+    """Ctrl-C, or a request to end: at once, except in the middle of what must be whole.
 
-    def __init__(self) -> None:
-        self._asked = False
+    Args:
+        at_once: raise KeyboardInterrupt when the first signal comes. Otherwise the first one only sets `asked`, and the
+            second one raises.
+
+    Attributes:
+        asked: whether a signal came.
+    """
+
+    def __init__(self, at_once: bool = True) -> None:
+        self.asked = False
+        self._raises = at_once
         self._guards = 0
+        self._pending = False
 
     def press(self, number: int, frame: FrameType | None) -> None:
         """What a signal calls."""
-        self._asked = True
-        if not self._guards:
+        raises, self.asked, self._raises = self._raises, True, True
+        if raises and self._guards:
+            self._pending = True
+        elif raises:
             raise KeyboardInterrupt
 
     @contextmanager
@@ -31,14 +43,14 @@ class Stop:
             yield
         finally:
             self._guards -= 1
-        if again and self._asked:
+        if again and self._pending:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt where `later` lets them."""
-    stop = Stop()
+def stopping(at_once: bool = True) -> Iterator[Stop]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt as `Stop` says."""
+    stop = Stop(at_once)
     if threading.current_thread() is not threading.main_thread():  # no signal comes here
         yield stop
         return
@@ -48,3 +60,16 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped(done: str | None, overwrite: bool) -> str:
+    """What to tell the user of a run that was stopped.
+
+    Args:
+        done: a clause on what is kept for the next run, as "3 of 9 clouds are done"; None where nothing is.
+        overwrite: whether the run was to overwrite: the same command would begin anew.
+    """
+    if done is None:
+        return "Stopped before anything was done."
+    again = "the same command without --overwrite" if overwrite else "the same command again"
+    return f"Stopped. Run {again} to continue ({done})."

@@ -3,100 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trisparse.output.sinks import Column, JsonLines, check_suffix, sink
-from trisparse.pruning import parse_prune
-from trisparse.texts.embed import (
-    OVERFLOWS,
-    check_choice,
-    computed_dtype,
-    counted,
-    counts,
-    in_options,
-    made_with,
-    place,
-    whole,
-)
-from trisparse.texts.reading import Reading
-from trisparse.texts.run import Job, Summary, model_fingerprint, run
+from trisparse.output.sinks import Column
+from trisparse.texts.job import Model, TextJob
+from trisparse.texts.run import Summary, run
 from trisparse.texts.sources import Source
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+if TYPE_CHECKING:
+    from trisparse.commands.classify_text import ClassifyTextOptions
 
 
-def classify(
-    sources: Sequence[Source],
-    reading: Reading,
-    output: Path | None,
-    model: str,
-    top: int = 5,
-    dtype: str = "auto",
-    max_length: int | None = None,
-    overflow: str = "truncate",
-    batch_tokens: int = 8192,
-    overwrite: bool = False,
-    prune: str | None = None,
-    download: bool = False,
-) -> Summary:
-    """Write a row for each document: JSON lines, csv or parquet; JSON lines on stdout where there is no output.
+class ClassifyJob(TextJob):
+    """A row with its likeliest label, and the best `top` of them, for each document."""
 
-    Columns: file, row (from 0), id where the reading has an id column, label, probability, top (the best `top` labels
-    with their probabilities), tokens, truncated, and with `prune` kept, the tokens left at the end.
+    command = "classify-text"
+    suffixes = (".jsonl", ".csv", ".parquet")
 
-    Raises:
-        ValueError, OSError: see `trisparse.texts.run`.
-        ImportError: pyarrow or transformers is not installed.
-    """
-    if output is not None:
-        check_suffix(output, SUFFIXES)
-    check_choice("--overflow", overflow, OVERFLOWS)
-    dtype = computed_dtype(dtype)
-    prune, policy = (None, None) if prune is None else parse_prune(prune)
-    settings = {
-        "model": model,
-        "dtype": dtype,
-        "max-length": max_length,
-        "overflow": overflow,
-        "prune": prune,
-        "top": top,
-    }
-    refuse_long = overflow == "error"
-    columns = [
-        *place(reading),
-        Column("label", "text"),
-        Column("probability", "float"),
-        Column("top", "scores"),
-        *counted(prune),
-    ]
+    def __init__(self, options: ClassifyTextOptions, sources: Sequence[Source]) -> None:
+        super().__init__(options, sources)
+        self._top = options.top
 
-    def load() -> Any:
+    def _load(self, model: str, **options: Any) -> Model:
         from nlp.texts.classifier import TextClassifier
 
-        cut = "truncate" if refuse_long else overflow
-        options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
-        options.update(overflow=cut, max_tokens=batch_tokens)
-        with in_options(prune):
-            return TextClassifier.load(model, dtype=dtype, prune=policy, download=download, **options)
+        network: Model = TextClassifier.load(model, **options)
+        return network
 
-    def row(answer: Any) -> dict[str, Any]:
-        label, probability = answer.best[0]
+    def columns(self, model: Any) -> list[Column]:
+        return [Column("label", "text"), Column("probability", "float"), Column("top", "scores")]
+
+    def values(self, answer: Any) -> dict[str, Any]:
+        first = answer.best[0]
         return {
-            "label": label,
-            "probability": round(probability, 6),
-            "top": answer.best[:top],
-            **counts(answer),
+            "label": first.label,
+            "probability": round(first.probability, 6),
+            "top": answer.best[: self._top],
         }
 
-    job = Job(
-        load,
-        lambda _: JsonLines(columns) if output is None else sink(output, columns, SUFFIXES),
-        row,
-        {"command": "classify-text", **settings, **whole(reading), **model_fingerprint(model)},
-        lambda _: made_with(model, dtype, overflow, prune),
-        output,
-        refuse_long,
-        prune is not None,
-    )
-    return run(job, sources, reading, overwrite)
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "top": self._top}
+
+
+def classify(sources: Sequence[Source], options: ClassifyTextOptions) -> Summary:
+    """Write a row for each document: JSON lines, csv or parquet; JSON lines on stdout where there is no output.
+
+    Columns: file, row (from 0), id where an id column was asked for, label, probability, top (the best `top` labels
+    with their probabilities), tokens, truncated, and with pruning kept, the tokens left at the end.
+
+    Raises:
+        ValueError, OSError, ImportError: see `TextJob` and `trisparse.texts.run`.
+    """
+    return run(ClassifyJob(options, sources), sources)

@@ -54,7 +54,7 @@ def _opened(source: Source, log: Log) -> Iterator[IO[bytes]]:
             with gzip.open(file) as unpacked:
                 yield unpacked  # type: ignore[misc]
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{source.name}: not a whole gzip file ({error})") from None
+            raise ValueError(f"{source.name}: an incomplete or damaged gzip file ({error})") from None
 
 
 def _lines(handle: IO[bytes], source: Source, reading: Reading, log: Log) -> Iterator[tuple[int, int, bytes]]:
@@ -81,10 +81,10 @@ def _lines(handle: IO[bytes], source: Source, reading: Reading, log: Log) -> Ite
 def _without_mark(data: bytes, source: Source) -> tuple[bytes, int]:
     """The first line without UTF-8's byte-order mark, and how long that was."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{source.name}: UTF-16 (its byte-order mark says), but UTF-8 expected")
+        raise ValueError(f"{source.name}: UTF-8 was expected, got UTF-16 (by its byte-order mark)")
     begin = data[:100]
     if len(begin) >= 4 and any(begin) and not (any(begin[::2]) and any(begin[1::2])):  # valid UTF-8, yet
-        raise ValueError(f"{source.name}: UTF-16 (every other byte is 0), but UTF-8 expected")
+        raise ValueError(f"{source.name}: UTF-8 was expected, got UTF-16 (every other byte is 0)")
     mark = b"\xef\xbb\xbf"
     return (data[len(mark) :], len(mark)) if data.startswith(mark) else (data, 0)
 

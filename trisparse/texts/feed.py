@@ -141,8 +141,8 @@ class Feed:
     @staticmethod
     def _changed(name: str) -> str:
         return (
-            f"{name} no longer holds, read this way, what an unfinished run has read of it: put it back, or start anew "
-            "with --overwrite"
+            f"{name} no longer holds, when it is read with these options, what an unfinished run read from it: restore "
+            "the file, or start anew with --overwrite"
         )
 
 
@@ -159,7 +159,7 @@ def check_unchanged(done: Sequence[Source], now: Sequence[Any], before: Sequence
     for source, new, old in zip(done, now, before or ()):
         if new != old:
             raise ChangedError(
-                f"{source.name} has changed since an unfinished run has read it: put it back, or start anew with "
+                f"{source.name} has changed since an unfinished run read it: restore the file, or start anew with "
                 "--overwrite"
             )
 

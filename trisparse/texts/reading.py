@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO
+
+from common_models.names import did_you_mean
 
 INVALID = ("error", "replace", "skip")
 NULLS = ("error", "skip", "empty")
@@ -88,7 +89,7 @@ def decode(data: bytes, offset: int, where: str, reading: Reading, log: Log) -> 
         if reading.invalid == "error":
             raise ValueError(
                 f"{where}: not UTF-8 at byte {offset + error.start} of the file (0x{data[error.start]:02x}); "
-                "--invalid replace or --invalid skip goes on"
+                "--invalid replace or --invalid skip accepts it"
             ) from None
         return invalid(data.decode("utf-8", "replace"), reading, log)
 
@@ -108,7 +109,7 @@ def encodable(text: str, where: str, reading: Reading, log: Log) -> str | None:
         if reading.invalid == "error":
             raise ValueError(
                 f"{where}: half a surrogate pair (\\u{ord(text[error.start]):04x}) in the text; "
-                "--invalid replace or --invalid skip goes on"
+                "--invalid replace or --invalid skip accepts it"
             ) from None
         return invalid(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), reading, log)
 
@@ -116,7 +117,7 @@ def encodable(text: str, where: str, reading: Reading, log: Log) -> str | None:
 def null(where: str, reading: Reading, log: Log) -> str | None:
     """What a null is taken for: "", or None for a document to skip."""
     if reading.nulls == "error":
-        raise ValueError(f"{where}: null where a text was expected; --nulls skip or --nulls empty goes on")
+        raise ValueError(f"{where}: null where a text was expected; --nulls skip or --nulls empty accepts it")
     log.counts["skipped as null" if reading.nulls == "skip" else "null taken as empty"] += 1
     return None if reading.nulls == "skip" else ""
 
@@ -124,14 +125,14 @@ def null(where: str, reading: Reading, log: Log) -> str | None:
 def bad(message: str, reading: Reading, log: Log, lines: int = 1) -> None:
     """Raises ValueError for lines that cannot be used, or counts them."""
     if not reading.skip_bad:
-        raise ValueError(f"{message}; --skip-bad goes on without such lines")
+        raise ValueError(f"{message}; --skip-bad leaves out such lines")
     log.counts["skipped as bad lines"] += lines
 
 
 def no_column(name: str, wanted: str, found: Iterable[str], option: str = "--column") -> str:
     """What to say of a column that is not among those found."""
     names = list(dict.fromkeys(found))
-    close = difflib.get_close_matches(wanted, names, n=1)
     shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-    hint = f"did you mean {option} {close[0]}?" if close else f"name one with {option}"
-    return f"{name}: no column {wanted!r}, it has {shown or 'none'}; {hint}"
+    close = did_you_mean(wanted, names)
+    hint = f"{close} Name it with {option}" if close else f"; name one with {option}"
+    return f"{name}: no column {wanted!r}, it has {shown or 'no columns'}{hint}"

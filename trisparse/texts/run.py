@@ -10,71 +10,27 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from trisparse import terminal
 from trisparse.output.sinks import Sink
 from trisparse.output.spool import Spool
-from trisparse.output.stopping import Stop, stopping
+from trisparse.output.stopping import Stop, stopped, stopping
 from trisparse.texts.documents import Document, Reading
 from trisparse.texts.feed import Chunks, Feed, State, add, check_unchanged
+from trisparse.texts.job import Model, TextJob
 from trisparse.texts.sources import Source
 
 # A process that is killed loses no more than this much finished work.
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 4096
 FLUSH_CHARACTERS = 1 << 22
-TOO_LONG = "longer than the model reads; --overflow truncate or --overflow split goes on"
-
-
-class Answer(Protocol):
-    """What a model says of one text."""
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def truncated(self) -> int: ...
-
-    @property
-    def kept(self) -> int: ...
-
-
-class Model(Protocol):
-    """What answers texts, in their order."""
-
-    def stream(self, texts: Iterable[str]) -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run does.
-
-    Attributes:
-        load: the model; called once there is something to read.
-        sink: for the rows that `row` makes, given the model.
-        row: a row from an answer, without its file, row and id.
-        settings: whatever the results depend on beside the texts.
-        metadata: what is written beside the rows, given the model.
-        output: file to write; None prints the rows.
-        refuse_long: a text beyond the model's limit is an error of its file.
-        prunes: the model removes tokens; those that it keeps are counted.
-    """
-
-    load: Callable[[], Model]
-    sink: Callable[[Any], Sink]
-    row: Callable[[Any], dict[str, Any]]
-    settings: Mapping[str, Any]
-    metadata: Callable[[Any], Mapping[str, str]]
-    output: Path | None
-    refuse_long: bool = False
-    prunes: bool = False
+TOO_LONG = "longer than the model reads; --overflow truncate or --overflow split accepts such texts"
 
 
 class _TextError(Exception):
@@ -109,11 +65,12 @@ class Summary:
         return "; ".join([found, ", ".join(words)]) if words else found
 
 
-def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool = False) -> Summary:
+def run(job: TextJob, sources: Sequence[Source]) -> Summary:
     """Answer all documents of all files.
 
-    A file that cannot be read to its end is said on stderr and noted in the summary; what came before its fault stays
-    in the results. Where no file could be read to its end there are no results, only what the next run goes on from.
+    A file that cannot be read to its end is reported on stderr and noted in the summary; what came before the error
+    stays in the results. Where no file could be read to its end there are no results, only what the next run continues
+    from.
 
     Raises:
         ValueError, OSError: what concerns all files: the model, the place to write to, a file that has changed since an
@@ -125,23 +82,23 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
         if job.output is not None:
             settings = {**job.settings, "files": [source.name for source in sources]}
             notes = [source.fingerprint() for source in sources]
-            spool = stack.enter_context(Spool(job.output, settings, overwrite, notes))
+            spool = stack.enter_context(Spool(job.output, settings, job.overwrite, notes))
             state = State.of(spool.mark)
             check_unchanged(sources[: state.file], notes, spool.found)
         else:
             state = State()
-        feed = Feed(sources, reading, state, _complain)
+        feed = Feed(sources, job.reading, state, terminal.complain)
         chunks = Chunks(feed)
         first = next(chunks, [])  # what cannot be read should not wait for the model
         if not first and len(feed.failed) + len(state.failed) == len(sources):
             return Summary({**_failed(state), **feed.failed}, _counts(state, feed), 0.0, 0)
         if state.answered["rows"]:
-            print(f"going on after {state.answered['rows']:,} rows that were done before", file=sys.stderr)
+            print(f"continuing after {state.answered['rows']:,} rows that were done before", file=sys.stderr)
         model = job.load()
         sink = job.sink(model)
         worker = _Worker(job, feed, state, sink, spool)
         started = time.perf_counter()
-        bar = stack.enter_context(tqdm(unit="row", disable=None, mininterval=0.5, total=_total(sources, reading)))
+        bar = stack.enter_context(tqdm(unit="row", disable=None, mininterval=0.5, total=_total(sources, job.reading)))
         bar.update(state.answered["rows"])
         before = state.answered["tokens"]
         with stopping() as stop:
@@ -156,10 +113,10 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
             except KeyboardInterrupt:
                 with stop.later(again=False):
                     worker.flush()
-                _say_stopped(spool, overwrite)
+                _say_stopped(spool, job.overwrite)
                 raise
             except Exception:
-                _say_stopped(spool, overwrite)
+                _say_stopped(spool, job.overwrite)
                 raise
             tokens = state.answered["tokens"] - before
             seconds = time.perf_counter() - started
@@ -172,7 +129,7 @@ def run(job: Job, sources: Sequence[Source], reading: Reading, overwrite: bool =
                     with stop.later(again=False):
                         spool.finish(sink.converter(metadata))
                 except Exception:
-                    _say_stopped(spool, overwrite)
+                    _say_stopped(spool, job.overwrite)
                     raise
         return Summary(failed, _counts(state, feed), seconds, tokens)
 
@@ -190,7 +147,7 @@ def _counts(state: State, feed: Feed) -> dict[str, int]:
 class _Worker:
     """Answers in order, to rows, to the disk."""
 
-    def __init__(self, job: Job, feed: Feed, state: State, sink: Sink, spool: Spool | None) -> None:
+    def __init__(self, job: TextJob, feed: Feed, state: State, sink: Sink, spool: Spool | None) -> None:
         self._job = job
         self._feed = feed
         self._state = state
@@ -235,7 +192,7 @@ class _Worker:
         self._tokens += answer.tokens
         if i in self._refused:
             return
-        if answer.truncated and self._job.refuse_long:
+        if answer.truncated and self._job.refuses_long:
             self._refuse(i, document, TOO_LONG)
             return
         self._pending.append((i, document, answer))
@@ -297,14 +254,6 @@ class _Worker:
         return {"file": file, "row": document.row, "id": document.id, **self._job.row(answer)}
 
 
-def model_fingerprint(model: str) -> dict[str, Any]:
-    """Files of a model on the disk with their sizes and times: a setting, since a model can change under its name."""
-    path = Path(model)
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    found = [(file.name, file.stat()) for file in files if file.is_file()]
-    return {"model files": [[name, state.st_size, state.st_mtime_ns] for name, state in found]}
-
-
 def _total(sources: Sequence[Source], reading: Reading) -> int | None:
     """Documents in all, where that is known without reading them."""
     if reading.whole_file and all(source.format == "txt" for source in sources):
@@ -330,18 +279,10 @@ def _print(rows: str) -> None:
         raise OSError(f"standard output: {error.strerror}") from None
 
 
-def _complain(message: str, kind: str = "error") -> None:
-    tqdm.write(f"trisparse: {kind}: {message}", file=sys.stderr)
-    sys.stderr.flush()
-
-
 def _say_stopped(spool: Spool | None, overwrite: bool) -> None:
     """A word on what a stopped run leaves behind."""
     if spool is None:
         return
-    if spool.mark is None:
-        print("\nstopped before anything was done", file=sys.stderr)
-        return
-    again = "the same command without --overwrite" if overwrite else "the same command"
-    rows = f"{State.of(spool.mark).answered['rows']:,} rows"
-    print(f"\nstopped; {again} goes on ({spool.partial} holds {rows})", file=sys.stderr)
+    rows = 0 if spool.mark is None else State.of(spool.mark).answered["rows"]
+    done = None if spool.mark is None else f"{rows:,} rows are in {spool.partial}"
+    print(f"\n{stopped(done, overwrite)}", file=sys.stderr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from trisparse.output.sinks import require_pyarrow
 
 FORMATS = {
     ".txt": "txt",
@@ -65,7 +66,9 @@ def plan(names: Sequence[str], format: str | None = None, output: Path | None = 
     for name in names:
         if name != STDIN and Path(name).is_dir():
             if format is not None:
-                raise ValueError(f"{name}: --format is for files and pipes; in a folder the suffixes tell")
+                raise ValueError(
+                    f"{name}: --format is for files and pipes; the files of a folder are read by their suffixes"
+                )
             found += _in_folder(Path(name), output)
         else:
             found.append(_source(name, format))
@@ -83,12 +86,6 @@ def plan(names: Sequence[str], format: str | None = None, output: Path | None = 
     return found
 
 
-def require_pyarrow(what: str) -> None:
-    """Raises ImportError, which names the extra, where pyarrow is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError(f"{what} needs pyarrow: pip install 'trisparse[nlp]'")
-
-
 def _format_of(name: str) -> tuple[str | None, bool]:
     lower = name.lower()
     gzipped = lower.endswith(".gz")
@@ -98,7 +95,7 @@ def _format_of(name: str) -> tuple[str | None, bool]:
 def _source(name: str, format: str | None) -> Source:
     if name == STDIN:
         if format == "parquet":
-            raise ValueError("parquet cannot be piped in, its end is read first: name the file")
+            raise ValueError("parquet cannot be piped in, because its end is read first: give the file's name")
         return Source(name, format or "txt")
     path = Path(name)
     if not path.exists():
@@ -107,9 +104,11 @@ def _source(name: str, format: str | None) -> Source:
     chosen = format or told
     if chosen is None:
         known = " ".join(FORMATS)
-        raise ValueError(f"{name}: a suffix of {known} expected (or .gz after it); --format tells where it does not")
+        raise ValueError(
+            f"{name}: unknown suffix, expected one of {known} (.gz may follow); for another suffix add --format"
+        )
     if chosen == "parquet" and (gzipped or not path.is_file()):
-        raise ValueError(f"{name}: parquet must be a plain file, it compresses its columns itself")
+        raise ValueError(f"{name}: parquet must be a plain file, since it compresses its columns itself")
     return Source(name, chosen, gzipped)
 
 

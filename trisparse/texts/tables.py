@@ -82,7 +82,7 @@ def _explained(error: csv.Error, reading: Reading) -> str:
 
 
 def _quote_hint(reading: Reading) -> str:
-    return " (where quotation marks are ordinary characters: --no-quotes)" if reading.quotes else ""
+    return " (--no-quotes takes quotation marks as ordinary characters)" if reading.quotes else ""
 
 
 def _decoded(lines: Iterable[Line], source: Source, reading: Reading, log: Log) -> Iterator[str]:
@@ -131,7 +131,9 @@ def _columns(names: list[str], source: Source, reading: Reading) -> tuple[int, i
         if names.count(name) > 1:
             raise ValueError(f"{source.name}: {names.count(name)} columns are called {name!r}")
         if name not in names:
-            raise ValueError(no_column(source.name, name, names, option) + "; without a header: --no-header")
+            raise ValueError(
+                no_column(source.name, name, names, option) + "; if the file has no header, add --no-header"
+            )
     return names.index(reading.column), None if reading.id_column is None else names.index(reading.id_column)
 
 
@@ -187,7 +189,7 @@ def _cell(data: bytes, where: str, reading: Reading, log: Log) -> str | None:
         if reading.invalid == "error":
             raise ValueError(
                 f"{where}: not UTF-8 at byte {error.start} of the text (0x{data[error.start]:02x}); "
-                "--invalid replace or --invalid skip goes on"
+                "--invalid replace or --invalid skip accepts it"
             ) from None
         return invalid(data.decode("utf-8", "replace"), reading, log)
 

@@ -3,157 +3,129 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from trisparse import terminal
-from trisparse.output.journal import Journal
-from trisparse.videos.classify import (
-    Progress,
-    Summary,
-    Wanted,
-    classify,
-    default_model,
-    is_camera,
-    load_classifier,
-    parse_policy,
-)
+from trisparse import terminal, zoo
+from trisparse.output.spool import Journal, check_new
+from trisparse.output.stopping import Stop, stopped, stopping
+from trisparse.videos.classify import Progress, Summary, classify, default_model, load_classifier
+from trisparse.videos.sources import Source
 from video.classify import Classifier
-from video.preprocess import CROPS
-from video.skip import Confidence, draw_timeline
+from video.skip import draw_timeline
 
-# Of the ways to choose frames, those that give the same frames each time.
-CLIPS = ("uniform", "twice", "dense")
+if TYPE_CHECKING:
+    from trisparse.commands.classify_video import VideoOptions
+
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def wanted(
-    live: bool,
-    policy: str | None,
-    max_staleness: int | None,
-    scene_cut: float | None,
-    delta: float | None,
-    clips: str,
-    crops: int,
-    top: int,
-    sources: Sequence[str],
-) -> Wanted:
-    """What the options ask for.
-
-    Raises:
-        ValueError: options that exclude each other, or that would have no effect.
-    """
-    if policy is None and (max_staleness is not None or scene_cut is not None):
-        raise ValueError("--max-staleness and --scene-cut limit a policy: add --policy")
-    chosen = None if policy is None else parse_policy(policy, max_staleness, scene_cut)
-    exits = isinstance(chosen, Confidence)
-    if live and exits:
-        raise ValueError("--policy exit answers for whole videos, --live for every frame: leave one of them out")
-    if delta is not None and exits:
-        raise ValueError("--delta follows the frames in order, --policy exit jumps between them: leave one of them out")
-    if clips not in CLIPS:
-        raise ValueError(f"--clips must be one of {', '.join(CLIPS)}, got {clips!r}")
-    if crops not in CROPS:
-        raise ValueError(f"--crops must be one of {', '.join(map(str, CROPS))}, got {crops}")
-    by_frame = live or delta is not None or any(is_camera(source) for source in sources)
-    found = Wanted(by_frame, chosen, clips, crops, top)
-    if (found.by_frame or exits) and (clips != "uniform" or crops != 1):
-        raise ValueError("--clips and --crops belong to answers for whole videos, here every frame is answered")
-    return found
-
-
-def run(
-    sources: Sequence[str],
-    model: str | None,
-    dtype: str,
-    delta: float | None,
-    wanted: Wanted,
-    output: Path | None,
-    timeline: Path | None,
-    overwrite: bool,
-    labels: Path | None = None,
-) -> int:
+def run(sources: Sequence[Source], options: VideoOptions) -> int:
     """Classify all sources; the number of those that failed. Without a model `default_model` is taken.
 
     Raises:
         ValueError, OSError: what concerns all of them: the network, the places to write to.
+        KeyboardInterrupt: Ctrl-C, or told to end; the answers to whole sources are kept for the next run.
     """
-    if timeline is not None and not wanted.by_frame and wanted.policy is None:
-        raise ValueError("--timeline shows what was done frame by frame: add --live, --policy or --delta")
-    pictures = _pictures(sources, timeline)
-    for source in sources:
-        if not is_camera(source) and not Path(source).is_file():
-            raise FileNotFoundError(f"{source}: no such video")
-    if model is None:
-        model, word = default_model()
+    output = options.output
+    camera = next((source for source in sources if source.is_camera), None)
+    if camera is not None:
+        options.check_camera(camera.place)
+    pictures = _pictures(sources, options.picture)
+    model, word = (options.model, None) if options.model is not None else default_model()
+    if word is not None:
         print(word, file=sys.stderr)
-    classifier = load_classifier(model, dtype, delta, labels)
+    classifier = load_classifier(model, options, camera is not None)
     failed = 0
     with ExitStack() as stack:
         journal = None
         if output is not None:
-            if any(Path(source).exists() and output.exists() and output.samefile(source) for source in sources):
-                raise ValueError(f"{output}: the answers would overwrite the video they come from")
-            partial = Path(f"{output}.partial")
-            if any(map(is_camera, sources)) and not overwrite and partial.exists() and partial.stat().st_size:
-                raise FileExistsError(
-                    f"{partial} holds the answers of a run that was cut off, and a camera cannot give its frames "
-                    "again: move it away, or start anew with --overwrite"
-                )
-            settings: dict[str, object] = {"model": model, "dtype": dtype, "delta": delta, "wanted": repr(wanted)}
-            settings["labels"] = None if labels is None else str(labels)
-            journal = stack.enter_context(Journal(output, settings, overwrite))
-        stack.enter_context(_resumable(output, overwrite))
-        stopping = stack.enter_context(_stopping()) if any(map(is_camera, sources)) else lambda: False
-        left = [source for source in sources if journal is None or source not in journal.finished]
+            _check_output(output, sources, camera is not None and not options.overwrite)
+            settings = {"model": model, **zoo.fingerprint(model), **options.settings}
+            journal = stack.enter_context(Journal(output, settings, options.overwrite))
+        finished = set() if journal is None else journal.finished
+        left = [source for source in sources if source.place not in finished]
+        if not finished and not options.overwrite:
+            check_new(pictures.values())
+        stop = stack.enter_context(stopping(at_once=camera is None))
         if len(left) < len(sources):
             print(f"{len(sources) - len(left)} of {len(sources)} videos were done before")
         bar = stack.enter_context(tqdm(total=len(left), unit="video", disable=len(left) < 2 or None))
         for source in left:
             try:
-                summary = _follow(classify(source, classifier, wanted, journal, source in pictures, stopping), source)
-            except (ValueError, OSError) as error:
-                failed += 1
-                _complain(error)
+                failed += not _answer(source, classifier, options, journal, stop, pictures.get(source), bar)
                 if journal is not None:
-                    journal.write([{"video": source, "error": terminal.one_line(error)}])
+                    with stop.later():
+                        journal.finish(source.place)
             except KeyboardInterrupt:
-                if journal is not None and is_camera(source):  # nobody can give its frames again
-                    journal.finish(source)
-                    journal.close()
-                    print(f"\nwrote {output}", file=sys.stderr)
+                _stop(journal, source, output, len(sources), options.overwrite)
                 raise
-            else:
-                bar.write("\n".join([f"{source}: {summary.lines[0]}", *summary.lines[1:]]))
-                try:
-                    _draw(summary, pictures.get(source), classifier)
-                except (ValueError, OSError) as error:  # the answers are there all the same
-                    failed += 1
-                    _complain(error)
-            if journal is not None:
-                journal.finish(source)
             bar.update()
     if output is not None:
         print(f"wrote {output}")
+    terminal.tell_failures(failed, len(sources), "videos")
     return failed
 
 
-def _complain(error: Exception) -> None:
-    print(f"trisparse: error: {terminal.one_line(error)}", file=sys.stderr, flush=True)
+def _answer(
+    source: Source,
+    classifier: Classifier,
+    options: VideoOptions,
+    journal: Journal | None,
+    stop: Stop,
+    picture: Path | None,
+    bar: tqdm,
+) -> bool:
+    """Classify one source and say what was found; whether that succeeded, else the reason is reported."""
+    try:
+        summary = _follow(classify(source, classifier, options, journal, lambda: stop.asked), source)
+    except (ValueError, OSError) as error:
+        terminal.complain(error, debug=options.debug)
+        if journal is not None:
+            journal.write([{"video": source.place, "error": terminal.one_line(error)}])
+        return False
+    bar.write("\n".join([f"{source.place}: {summary.lines[0]}", *summary.lines[1:]]))
+    return _draw(summary, picture, classifier)
 
 
-def _follow(progress: Progress, source: str) -> Summary:
+def _check_output(output: Path, sources: Sequence[Source], keep_unfinished: bool) -> None:
+    """Raises ValueError or FileExistsError where answers would be written over what cannot be had again."""
+    if any(source.path.exists() and output.exists() and output.samefile(source.path) for source in sources):
+        raise ValueError(f"{output}: the answers would overwrite the video they come from")
+    partial = Path(f"{output}.partial")
+    if keep_unfinished and partial.exists() and partial.stat().st_size:
+        raise FileExistsError(
+            f"{partial} holds the answers of a run that was cut off, and a camera cannot give its frames again: "
+            "move the file away, or start anew with --overwrite"
+        )
+
+
+def _stop(journal: Journal | None, source: Source, output: Path | None, total: int, overwrite: bool) -> None:
+    """Keep what can be kept of a run that is interrupted, and say so."""
+    print(file=sys.stderr)
+    if journal is None:
+        print("Stopped.", file=sys.stderr)
+    elif source.is_camera:  # nobody can give its frames again
+        journal.finish(source.place)
+        journal.close()
+        print(f"wrote {output}", file=sys.stderr)
+    else:
+        done = f"{len(journal.finished)} of {total} videos are done" if journal.finished else None
+        print(stopped(done, overwrite), file=sys.stderr)
+
+
+def _follow(progress: Progress, source: Source) -> Summary:
     """Run to the end with a bar of frames."""
-    name = Path(source).name[:32]
     # Closed first of all: what was answered last must reach the journal while that is open.
-    with tqdm(unit="frame", desc=name, leave=False, disable=None, mininterval=0.5) as bar, closing(progress):
+    with (
+        tqdm(unit="frame", desc=source.name[:32], leave=False, disable=None, mininterval=0.5) as bar,
+        closing(progress),
+    ):
         while True:
             try:
                 done, bar.total = next(progress)
@@ -163,67 +135,41 @@ def _follow(progress: Progress, source: str) -> Summary:
             bar.update(done - bar.n)
 
 
-def _pictures(sources: Sequence[str], timeline: Path | None) -> dict[str, Path]:
-    """Where the time line of each source goes."""
-    if timeline is None:
+def _pictures(sources: Sequence[Source], place: Path | None) -> dict[Source, Path]:
+    """Where the picture of each source goes."""
+    if place is None:
         return {}
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("--timeline needs matplotlib: pip install 'trisparse[video]'")
-    if len(sources) == 1 and not timeline.is_dir():
-        if not timeline.parent.is_dir():
-            raise FileNotFoundError(f"{timeline}: its folder {timeline.parent} does not exist")
-        if timeline.suffix.lower() not in PICTURES:
-            raise ValueError(f"--timeline must be a picture with a suffix of {' '.join(PICTURES)}, got {timeline}")
-        return {sources[0]: timeline}
-    if timeline.exists() and not timeline.is_dir():
-        raise ValueError(f"--timeline must be a folder for more than one video, got the file {timeline}")
-    places = {source: timeline / f"{Path(source).name}.png" for source in sources}
-    taken: dict[Path, str] = {}
-    for source, place in places.items():
-        if place in taken:
-            raise ValueError(f"{taken[place]} and {source} would both be drawn as {place}")
-        taken[place] = source
-    timeline.mkdir(parents=True, exist_ok=True)
+        raise ImportError("--picture needs matplotlib: pip install 'trisparse[video]'")
+    if len(sources) == 1 and not place.is_dir():
+        if not place.parent.is_dir():
+            raise FileNotFoundError(f"{place}: its folder {place.parent} does not exist")
+        if place.suffix.lower() not in PICTURES:
+            raise ValueError(f"--picture must be a file with a suffix of {' '.join(PICTURES)}, got {place}")
+        return {sources[0]: place}
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--picture must be a folder for more than one video, got the file {place}")
+    places = {source: place / f"{source.name}.png" for source in sources}
+    taken: dict[Path, Source] = {}
+    for source, path in places.items():
+        if path in taken:
+            raise ValueError(f"{taken[path].place} and {source.place} would both be drawn as {path}")
+        taken[path] = source
+    place.mkdir(parents=True, exist_ok=True)
     return places
 
 
-def _draw(summary: Summary, path: Path | None, classifier: Classifier) -> None:
+def _draw(summary: Summary, path: Path | None, classifier: Classifier) -> bool:
+    """Draw what was done with a source's frames; whether that succeeded, for its answers are there all the same."""
     if path is None:
-        return
+        return True
     if summary.trace is None or not len(summary.trace):
-        print(f"{summary.source}: no time line, no frame came")
-        return
-    draw_timeline(summary.trace, path, title=Path(summary.source).name, labels=classifier.card.class_names)
+        print(f"{summary.source.place}: no picture, since no frame came")
+        return True
+    try:
+        draw_timeline(summary.trace, path, title=summary.source.name, labels=classifier.card.class_names)
+    except (ValueError, OSError) as error:
+        terminal.complain(error)
+        return False
     print(f"wrote {path}")
-
-
-@contextmanager
-def _resumable(output: Path | None, overwrite: bool) -> Iterator[None]:
-    """A word on what a stopped run leaves behind."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        partial = Path(f"{output}.partial")
-        if output is not None and partial.exists():
-            again = "the same command without --overwrite" if overwrite else "the same command"
-            print(f"\nstopped; {again} goes on ({partial} holds what is done)", file=sys.stderr)
-        raise
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed or the process told to end: a camera ends with its frame; told again, at once."""
-    pressed = False
-
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before: Any = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: pressed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return True

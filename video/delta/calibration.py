@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 from common_kernels.checks import describe
+from common_models import calibration
 from video.delta.network import DeltaNetwork
 from video.preprocess import Preprocess
 from video.state import StreamState
@@ -31,28 +33,42 @@ class Try:
     work: float
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` found.
+@dataclass(frozen=True, kw_only=True)
+class Calibration(calibration.Calibration):
+    """The threshold that `calibrate` found, and what to expect of it.
+
+    `estimate` is the share of changed answers on other footage: each half with the threshold that the other half alone
+    would choose. Its error takes frames as independent of each other; those of one scene are not.
 
     Attributes:
-        network: with the threshold set.
         threshold: 0 where no candidate changes few enough answers.
         flips: share of the frames whose best class differs from the dense network's.
-        held_out: the honest estimate of that share for other footage: each half with the threshold that the other half
-            alone would choose.
         frames: how many were seen.
         work: mean share of the dense multiplications, were every frame run by its changes (NaN on a GPU).
         tried: in the order of trying.
     """
 
-    network: DeltaNetwork
     threshold: float
     flips: float
-    held_out: float
     frames: int
     work: float
     tried: tuple[Try, ...]
+    calibrated: DeltaNetwork = field(repr=False, compare=False)
+
+    @property
+    def held_out(self) -> float:
+        """`estimate` by its former name."""
+        return self.estimate
+
+    @property
+    def network(self) -> DeltaNetwork:
+        """What `accelerate` gives."""
+        return self.accelerate()
+
+    def accelerate(self) -> DeltaNetwork:
+        """The network with the threshold; with threshold 0, which changes no answer, where nothing is to be gained."""
+        one = self.calibrated
+        return one.variant(self.threshold, one.adapt, one.frame_threshold)
 
     def __str__(self) -> str:
         return (
@@ -62,48 +78,54 @@ class Calibration:
 
 
 def calibrate(
-    network: nn.Module,
-    video: Any,
-    max_flips: float = 0.01,
+    model: nn.Module,
+    data: Any,
     *,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
     preprocess: Callable[[Tensor], Tensor] | None = None,
     candidates: Sequence[float] = CANDIDATES,
+    progress: bool = False,
 ) -> Calibration:
-    """Find by bisection the largest threshold with which at most `max_flips` of the best classes change.
+    """Find by bisection the largest threshold with which at most a share `max_drop` of the best classes changes.
 
-    Answers are compared with the dense network's. The frames need no labels; take some that are like those to come, a
-    few hundred or more: one answer of a hundred cannot be seen on fewer. All of them choose the threshold; `held_out`
-    of the result tells what to expect of others.
+    Answers are compared with the dense network's, and the network is not changed. The frames need no labels; take
+    some that are like those to come, a few hundred or more: one answer of a hundred cannot be seen on fewer. All of
+    them choose the threshold; `estimate` of the result tells what to expect of others.
 
     Args:
-        network: a DeltaNetwork, whose threshold is set, or a network for `accelerate`.
-        video: frames [T, C, H, W] of one stream, normalised; an iterable of frames [C, H, W]; or a `VideoReader`.
+        model: a DeltaNetwork, whose settings other than the threshold stay, or a network for `accelerate`.
+        data: frames [T, C, H, W] of one stream, normalised; an iterable of frames [C, H, W]; or a `VideoReader`.
         preprocess: for a `VideoReader`, from uint8 [1, H, W, 3] to [crops, 1, C, h, w], of which the first crop is
             taken; `Preprocess()` by default.
         candidates: thresholds to choose from, ascending.
+        progress: show a bar of the thresholds that are tried.
 
     Raises:
         ValueError: no frames, an output that is not logits [B, classes], arguments out of range.
     """
-    if not 0 <= max_flips <= 1:
-        raise ValueError(f"max_flips must be a share from 0 to 1, got {max_flips}")
+    if not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop must be a share from 0 to 1, got {max_drop}")
+    calibration.check_confidence(confidence)
     candidates = [float(each) for each in candidates]
     if not candidates or candidates != sorted(candidates) or not all(0 < each < math.inf for each in candidates):
         raise ValueError(f"candidates must be positive numbers, ascending, got {candidates}")
-    delta = network if isinstance(network, DeltaNetwork) else DeltaNetwork(network)
-    frames = _frames(video, preprocess)
+    delta = model if isinstance(model, DeltaNetwork) else DeltaNetwork(model)
+    frames = _frames(data, preprocess)
     right = _dense_answers(delta, frames())
     if not len(right):
-        raise ValueError("video must have frames, got none")
+        raise ValueError("data must have frames, got none")
     tries: dict[float, _Tried] = {}
+    bar = tqdm(desc="calibrating", unit="threshold", disable=not progress)
 
     def flips(threshold: float, part: slice) -> float:
         if threshold not in tries:
             tries[threshold] = _try(delta, threshold, frames, right)
+            bar.update()
         return tries[threshold].flips(part)
 
     everything = slice(None)
-    best = _choose(candidates, partial(flips, part=everything), max_flips)
+    best = _choose(candidates, partial(flips, part=everything), max_drop)
     found = Try(best, flips(best, everything), tries[best].work)
     tried = tuple(Try(each, one.flips(everything), one.work) for each, one in tries.items())
     first, second = slice(0, len(right) // 2), slice(len(right) // 2, None)
@@ -111,10 +133,22 @@ def calibrate(
     for own, other in ((first, second), (second, first)):
         frames_own, frames_other = len(right[own]), len(right[other])
         if frames_own and frames_other:
-            threshold = _choose(candidates, partial(flips, part=own), max_flips)
+            threshold = _choose(candidates, partial(flips, part=own), max_drop)
             held_out += flips(threshold, other) * frames_other / len(right)
-    delta.threshold = found.threshold
-    return Calibration(delta, found.threshold, found.flips, held_out, len(right), found.work, tried)
+    bar.close()
+    return Calibration(
+        max_drop=max_drop,
+        estimate=held_out,
+        error=calibration.share_with_error(round(held_out * len(right)), len(right))[1],
+        confidence=confidence,
+        gains=found.threshold > 0,
+        threshold=found.threshold,
+        flips=found.flips,
+        frames=len(right),
+        work=found.work,
+        tried=tried,
+        calibrated=delta,
+    )
 
 
 def _choose(candidates: Sequence[float], flips: Callable[[float], float], max_flips: float) -> float:
@@ -154,7 +188,7 @@ def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callab
         for frame in frames:
             if not isinstance(frame, Tensor) or frame.ndim != 3:
                 got = describe(frame) if isinstance(frame, Tensor) else type(frame).__name__
-                raise ValueError(f"video must be a VideoReader or frames [C, H, W], got {got}")
+                raise ValueError(f"data must be a VideoReader or frames [C, H, W], got {got}")
             yield frame[None]
 
     return each
@@ -162,10 +196,10 @@ def _frames(video: Any, preprocess: Callable[[Tensor], Tensor] | None) -> Callab
 
 def _try(delta: DeltaNetwork, threshold: float, frames: Callable[[], Iterator[Tensor]], right: Tensor) -> _Tried:
     """Two ways to run the frames: always by their changes, and as the network's policy does."""
-    answers, work = _answers(delta.variant(threshold, adapt=False), frames())
+    answers, work = _answers(delta.variant(threshold, False, delta.frame_threshold), frames())
     changed = [answers != right]
     if delta.adapt:
-        answers, _ = _answers(delta.variant(threshold, adapt=True), frames())
+        answers, _ = _answers(delta.variant(threshold, True, delta.frame_threshold), frames())
         changed.append(answers != right)
     return _Tried(tuple(changed), work)
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_leaves
 
 from common_kernels.checks import describe
+from common_models.modes import check_evaluating
 from video.stream import LiveNetwork, check_frames
 
 aten = torch.ops.aten
@@ -138,14 +139,6 @@ def capture(model: nn.Module, frames: Tensor) -> Graph:
             f"{type(error).__name__}: {reason}"
         ) from error
     return _Builder(exported, live.state_names).graph
-
-
-def check_evaluating(model: nn.Module) -> None:
-    """Raise where a module is in training mode."""
-    for name, module in model.named_modules():
-        if module.training:
-            where = f"module {name}" if name else "it"
-            raise ValueError(f"model must be in evaluation mode, got one in training mode ({where}): call model.eval()")
 
 
 class _Builder:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter, thread_time
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from common_kernels.row_update import update_rows
+from common_models.timing import best_times
 from video.delta.layers import ConvolutionLayer, Layer, Values
 from video.delta.plan import Plan
 
@@ -18,12 +17,8 @@ from video.delta.plan import Plan
 _SMALL = 1 / 16
 # Side of the blocks of a frame that are changed, every fourth one, to see what a frame costs besides its layers.
 _BLOCK = 8
-# Each time is the best of so many, as others use the machine as well.
-_TIMES = 3
 # A share of positions that no layer reaches.
 NEVER = 2.0
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
     dense = plan.dense(x, slots, keep=True)
 
     def whole() -> float:
-        return _times([plan], lambda plan: plan.dense(x, slots, keep=False))[0]
+        return best_times([plan], lambda plan: plan.dense(x, slots, keep=False))[0]
 
     before = whole()
     tensors = {**plan.keep(dense, x), **slots}
@@ -84,11 +79,11 @@ def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
             values.changed[index] = _changed(values, index, share)
         _move(values.kept[layer.output])
 
-    low = _times(layers, lambda layer: update(layer, False), lambda layer: change(layer, _SMALL))
+    low = best_times(layers, lambda layer: update(layer, False), lambda layer: change(layer, _SMALL))
     few = dict(counts)
-    high = _times(layers, lambda layer: update(layer, False), lambda layer: change(layer, 1.0))
+    high = best_times(layers, lambda layer: update(layer, False), lambda layer: change(layer, 1.0))
     convolutions = [layer for layer in layers if isinstance(layer, ConvolutionLayer)]
-    wholly = _times(convolutions, lambda layer: update(layer, True), lambda layer: change(layer, 1.0))
+    wholly = best_times(convolutions, lambda layer: update(layer, True), lambda layer: change(layer, 1.0))
     as_whole = dict(zip(convolutions, wholly))
     start, position, dense_from = [], [], []
     for layer, little, much in zip(layers, low, high):
@@ -103,8 +98,8 @@ def measure(plan: Plan, x: Tensor, slots: Mapping[str, Tensor]) -> Costs:
         dense_from.append(share if share < 1 else NEVER)
     frame = x.clone()
     overhead = sum(
-        _times([lambda: update_rows(frame, x)], lambda call: call(), lambda _: _move(frame))
-        + _times([lambda: plan.values(tensors, (), counted=True)], lambda call: call())
+        best_times([lambda: update_rows(frame, x)], lambda call: call(), lambda _: _move(frame))
+        + best_times([lambda: plan.values(tensors, (), counted=True)], lambda call: call())
     )
     positions = tuple(layer.positions for layer in layers)
     best = min(before, whole())  # the time that matters most: others may have been busy at one end
@@ -128,7 +123,7 @@ def _scattered(plan: Plan, values: Values, costs: Costs) -> float:
     def update(_: object) -> None:
         computed[:] = [layer.update(values, 0.0, share) for layer, share in zip(plan.layers, costs.dense_from)]
 
-    (seconds,) = _times([None], update, change)
+    (seconds,) = best_times([None], update, change)
     return max(1.0, seconds / max(costs.layers(computed), 1e-9))
 
 
@@ -147,21 +142,3 @@ def _move(kept: Tensor | None) -> None:
     """Make every position differ from what will be computed."""
     if kept is not None and kept.is_floating_point():
         kept.add_(1)
-
-
-def _times(
-    items: Sequence[_Item], run: Callable[[_Item], object], before: Callable[[_Item], object] = lambda _: None
-) -> list[float]:
-    """Seconds of each item. All run in turn, so that the caches hold about what they hold in use."""
-    # What others do does not count where this thread alone works.
-    clock = thread_time if torch.get_num_threads() == 1 else perf_counter
-    passes = []
-    for _ in range(_TIMES):
-        seconds = []
-        for item in items:
-            before(item)
-            begun = clock()
-            run(item)
-            seconds.append(clock() - begun)
-        passes.append(seconds)
-    return [min(each) for each in zip(*passes)]

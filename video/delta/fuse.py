@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from common_models.folding import fold_scale
 from video.delta.capture import Graph, Operation, Ref, aten
 
 _ACTIVATIONS = {aten.relu.default: "relu", aten.hardswish.default: "hardswish", aten.silu.default: "silu"}
@@ -129,13 +129,8 @@ def _fold(graph: Graph, convolution: Convolution, norm: Operation) -> Convolutio
     weight, bias, mean, var = (None if ref is None else graph.constants[ref.index].double() for ref in refs)
     if mean is None or var is None:
         return None
-    scale = torch.rsqrt(var + norm.args[7])
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale if convolution.bias is None else (convolution.bias - mean) * scale
-    if bias is not None:
-        shift = shift + bias
-    return replace(convolution, weight=convolution.weight * scale.view(-1, 1, 1, 1), bias=shift)
+    folded, shift = fold_scale(convolution.weight, convolution.bias, mean, var, norm.args[7], weight, bias)
+    return replace(convolution, weight=folded, bias=shift)
 
 
 def _residual(graph: Graph, operation: Operation, value: int) -> int | None:

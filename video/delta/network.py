@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import threading
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,11 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from common_kernels.checks import describe
 from common_kernels.row_update import update_rows
-from video.delta.capture import Ref, check_evaluating
+from common_models import dtypes
+from common_models.acceleration import Acceleration, check_not_accelerated
+from common_models.modes import check_evaluating
+from common_models.names import did_you_mean
+from video.delta.capture import Ref
 from video.delta.costs import Costs, measure
 from video.delta.layers import count
 from video.delta.plan import Plan
@@ -25,6 +28,7 @@ from video.stream import check_frames, shift_names
 
 FRAME = "frame"
 Threshold = float | Mapping[str, float]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 # One thread at a time captures a network (torch.export holds global state) or measures it. One lock for all networks:
 # a lock of its own could be neither copied nor pickled with a network.
 _PREPARING = threading.RLock()
@@ -32,13 +36,14 @@ _PREPARING = threading.RLock()
 
 def accelerate(
     model: nn.Module,
+    *,
     threshold: Threshold = 0.0,
     dtype: torch.dtype | str | None = None,
     example: Tensor | None = None,
     frame_threshold: float | None = None,
     adapt: bool = True,
 ) -> DeltaNetwork:
-    """A network of single frames that computes again only what changed since the frame before.
+    """Make a network of single frames compute again only what changed since the frame before.
 
     Every layer keeps its output. Where the frame changed, the pixels of the first layer that see it are computed again
     from its current inputs and compared with the kept ones; those that moved by more than the threshold are what
@@ -52,7 +57,8 @@ def accelerate(
         threshold: the largest move of any channel of a pixel that does not count, in units of the layer's typical size
             (the root mean square of its values). One number for all layers and the frame, or numbers by layer names as
             `DeltaNetwork.layer_names` gives them, "frame" for the frame, "" for those not named.
-        dtype: of the computation: None for the model's, "auto" for bf16 where the device computes in it.
+        dtype: of the computation: None for the model's own, "auto" for the fastest that its device computes, a name as
+            "bf16", or a torch dtype: fp32, bf16 or fp64.
         example: frames [B, C, H, W] to capture the network for, and on which typical sizes are measured; else the first
             frames that come.
         frame_threshold: the frame's threshold, in the units of the frames instead: noise of the camera.
@@ -60,9 +66,20 @@ def accelerate(
             once, when frames of a new shape come. False: answers depend on nothing but the frames, to the last bit.
             (On a GPU it is always so: nothing waits for the host.)
 
+    Returns:
+        The network with attribute `acceleration`; `restore` gives the original.
+
     Raises:
-        ValueError: a threshold that is negative, NaN or for an unknown layer, a network that reads the future, is in
-            training mode or cannot be captured.
+        TypeError: `model` is not a module, or `dtype` neither None, a name nor a torch dtype.
+        ValueError: a threshold that is negative, NaN or for an unknown layer, an unknown dtype, or a network that reads
+            the future, is in training mode, is accelerated already or cannot be captured.
+
+    Example:
+        >>> import torch, video
+        >>> network = video.delta.accelerate(video.models.ResNet(18, num_classes=5).eval(), threshold=0.0)
+        >>> frames = torch.rand(1, 3, 64, 64).expand(4, 3, 64, 64)  # a still scene
+        >>> network(frames).shape, [work.mode for work in network.trace]
+        (torch.Size([4, 5]), ['kept', 'still', 'still', 'still'])
     """
     network = DeltaNetwork(model, threshold, dtype, frame_threshold, adapt)
     if example is not None:
@@ -90,14 +107,15 @@ class DeltaNetwork(nn.Module):
         adapt: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         shift_names(model)
         check_evaluating(model)
-        if not (dtype is None or dtype == "auto" or dtype in (torch.float32, torch.float64, torch.bfloat16)):
-            raise ValueError(f"dtype must be None, 'auto', float32, float64 or bfloat16, got {dtype!r}")
+        check_not_accelerated(model)
         if frame_threshold is not None:
             _check("frame_threshold", frame_threshold)
         self.model = model
-        self.dtype = dtype
+        self.dtype = None if dtype is None else dtypes.resolve(dtype, model, _DTYPES)
         self.frame_threshold = frame_threshold
         self.adapt = adapt
         self.scales: dict[str, float] = {}
@@ -129,6 +147,12 @@ class DeltaNetwork(nn.Module):
     def layer_names(self) -> tuple[str, ...]:
         """Of the layers in order, known once frames of any shape have come."""
         return next((counter.layers for _, counter in self._plans.values()), ())
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """What was done; the names of the layers are known once frames of any shape have come."""
+        dtype = dtypes.own(self.model) if self.dtype is None else self.dtype
+        return Acceleration(dtype=dtype, changed=list(self.layer_names), original=self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}, "_costs": {}}  # a copy makes its own: packed weights cannot be copied
@@ -186,9 +210,9 @@ class DeltaNetwork(nn.Module):
         self.trace = [work for work in trace if work is not None]
         return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *outputs)
 
-    def variant(self, threshold: Threshold, adapt: bool) -> DeltaNetwork:
+    def variant(self, threshold: Threshold, adapt: bool, frame_threshold: float | None = None) -> DeltaNetwork:
         """The network with another threshold and policy. Plans and typical sizes are shared, not made anew."""
-        network = DeltaNetwork(self.model, threshold, self.dtype, None, adapt)
+        network = DeltaNetwork(self.model, threshold, self.dtype, frame_threshold, adapt)
         network.scales, network._plans, network._costs = self.scales, self._plans, self._costs
         return network
 
@@ -364,12 +388,8 @@ class DeltaNetwork(nn.Module):
             return self._costs[plan]
 
     def _dtype(self, frames: Tensor) -> torch.dtype:
-        if isinstance(self.dtype, torch.dtype):
+        if self.dtype is not None:
             return self.dtype
-        if self.dtype == "auto":
-            if frames.device.type == "cuda":
-                return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-            return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), frames)
         return parameter.dtype
 
@@ -412,5 +432,4 @@ def _check_names(thresholds: Mapping[str, float], plan: Plan) -> None:
     known = {layer.name for layer in plan.layers} | {"", FRAME}
     for name in thresholds:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            raise ValueError(f"threshold names a layer {name!r} that is not there; close ones: {', '.join(close)}")
+            raise ValueError(f"threshold names a layer {name!r} that is not there{did_you_mean(name, known)}")

@@ -47,6 +47,12 @@ class VideoReader:
     index and refused with the reason where they would give a wrong frame.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError, or VideoError (empty, no video, unreadable).
+
+    Example:
+        >>> import video
+        >>> reader = video.VideoReader("clip.mp4")
+        >>> len(reader), reader[3].shape  # [H, W, 3]
+        (20, torch.Size([48, 64, 3]))
     """
 
     def __init__(self, path: str | os.PathLike[str], backend: str = "pyav", threads: int = 1) -> None:

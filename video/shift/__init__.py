@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from common_kernels.channel_shift import channel_shift, reference
 from common_kernels.checks import describe
+from common_models.modes import exporting
 from video.shift import memory
 
 DIRECTIONS = ("both", "past")
@@ -25,12 +25,18 @@ def temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8, direction: s
 
     Returns:
         A new tensor of the shape, dtype and memory format of x.
+
+    Example:
+        >>> import torch, video
+        >>> clip = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 1, 1)  # frames 0, 1 and 2
+        >>> video.temporal_shift(clip, num_segments=3, fold_div=2, direction="past")[:, 0].flatten()
+        tensor([0., 0., 1.])
     """
     check_shift(num_segments, fold_div, direction)
     if x.ndim != 4 or x.shape[0] % num_segments:
         raise ValueError(f"x must be [N * {num_segments}, C, H, W] (num_segments={num_segments}), got {describe(x)}")
     groups = shift_groups(x.shape[1], fold_div, direction)
-    if exporting():
+    if exporting():  # for a program that has none of our operators
         return reference.channel_shift(x, num_segments, [n for n, _ in groups], [offset for _, offset in groups])
     return channel_shift(x, num_segments, groups)
 
@@ -39,13 +45,6 @@ def shift_groups(channels: int, fold_div: int, direction: str) -> list[tuple[int
     """(channels, frames further on at which they are read) of the groups that a shift moves."""
     fold = channels // fold_div
     return [(fold, 1), (fold, -1)] if direction == "both" else [(fold, -1)]
-
-
-def exporting() -> bool:
-    """Whether torch is writing the network down for a program that has none of our operators."""
-    # torch 2.6 has no is_exporting.
-    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def check_shift(num_segments: int, fold_div: int, direction: str) -> None:
@@ -78,7 +77,7 @@ class TemporalShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         live = memory.current()
         if live is not None:
-            return self.net(live.shift(self, x))
+            return self.net(live.shift(self, x, x.shape[1] // self.fold_div))
         fused = self._fused(x)
         if fused is not None:
             return fused

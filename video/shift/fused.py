@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common_kernels.shift_gemm import ACTIVATIONS, fused_pays, shift_gemm
+from common_models.modes import is_hooked
 from video.packed_conv import PackedConv2d
 
 
@@ -41,7 +42,6 @@ def shifted_convolution(net: nn.Module, x: Tensor, num_segments: int, groups: li
 
 
 def _is_plain(net: nn.Module) -> bool:
-    watched = net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks
     everywhere = torch.nn.modules.module._has_any_global_hook()
     return (
         isinstance(net, nn.Conv2d)
@@ -49,6 +49,6 @@ def _is_plain(net: nn.Module) -> bool:
         and net.stride == (1, 1)
         and net.padding == (0, 0)
         and net.groups == 1
-        and not watched
+        and not is_hooked(net)
         and not everywhere
     )

@@ -60,6 +60,12 @@ def add_temporal_shift(
 
     Raises:
         ValueError: a wrong argument, a network that is shifted already, or one without a residual block to shift.
+
+    Example:
+        >>> import video
+        >>> model = video.add_temporal_shift(video.models.ResNet(18), num_segments=8, direction="past")
+        >>> len(model.insertion.places)
+        8
     """
     check_shift(num_segments, fold_div, direction)
     if place not in PLACES:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common_kernels.checks import describe
-
-if TYPE_CHECKING:
-    from video.shift import TemporalShift
 
 
 class Memory:
@@ -22,13 +18,13 @@ class Memory:
     One memory serves one pass of one network. With an empty `before` every stream is fresh.
     """
 
-    def __init__(self, names: Mapping[TemporalShift, str], before: Mapping[str, Tensor]) -> None:
+    def __init__(self, names: Mapping[nn.Module, str], before: Mapping[str, Tensor]) -> None:
         self.names = names
         self.before = before
         self.after: dict[str, Tensor] = {}
 
-    def shift(self, module: TemporalShift, x: Tensor) -> Tensor:
-        """x [B, C, H, W] with its first C // fold_div channels replaced by those of the frame before.
+    def shift(self, module: nn.Module, x: Tensor, fold: int) -> Tensor:
+        """x [B, C, H, W] with its first `fold` channels replaced by those of the frame before.
 
         Raises:
             ValueError: what the memory holds does not fit x, or the shift runs a second time in this pass.
@@ -39,7 +35,6 @@ class Memory:
         if name in self.after:
             raise ValueError(f"{name} ran twice for one frame: each place of a live network needs a shift of its own")
         memory_format = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
-        fold = x.shape[1] // module.fold_div
         # A copy: a view would keep all channels alive, and change when a later layer works in place.
         kept = x[:, :fold].clone(memory_format=memory_format)
         self.after[name] = kept

@@ -1,6 +1,6 @@
 """Which frames are worth computing: policies with one interface, a pipeline that obeys them, thresholds from video."""
 
-from video.skip.calibration import Calibration, NothingToGainError, calibrate
+from video.skip.calibration import Calibration, calibrate
 from video.skip.gate import LearnedGate
 from video.skip.observation import Observation, observe
 from video.skip.pipeline import FrameResult, run
@@ -20,7 +20,6 @@ __all__ = [
     "LearnedGate",
     "LumaDifference",
     "MotionVectors",
-    "NothingToGainError",
     "Observation",
     "PacketSize",
     "Policy",

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
+from common_models import calibration
 from video.skip.observation import Observation, observe, simulate, simulate_exit
+from video.skip.policies import Confidence, EveryNth
 from video.skip.policy import COMPUTE, Policy, check_number
 
 # Thresholds tried first; between the best of them and the next the search goes on by bisection.
@@ -47,50 +50,62 @@ class Score:
         return self.computed / self.dense if self.dense else 0.0
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The threshold found and what it cost.
+@dataclass(frozen=True, kw_only=True)
+class Calibration(calibration.Calibration):
+    """The policy that `calibrate` found, and what to expect of it.
+
+    `estimate` is the share of changed answers on other footage. Its error takes answers as independent of each other;
+    those of one scene are not.
 
     Attributes:
+        policy: with its parameter set; where nothing is to be gained, one that computes every frame.
+        parameter: name of the policy's parameter.
+        value: of the parameter; None where nothing is to be gained.
         fitted: on all frames, which chose it.
-        held_out: the honest estimate for other footage: each half with the value that the other half alone chooses.
-        ok: whether the estimate too stays within max_flips; if not, the footage is too short or too uneven.
+        held_out: on each half with the value that the other half alone chooses.
     """
 
+    policy: Policy
     parameter: str
-    value: float
-    max_flips: float
+    value: float | None
     fitted: Score
     held_out: Score
 
     @property
     def ok(self) -> bool:
-        return self.held_out.flip_rate <= self.max_flips
+        """Whether the estimate stays within max_drop, its error left aside; `holds` counts it."""
+        return self.max_drop is None or self.estimate <= self.max_drop
+
+    def accelerate(self) -> Policy:
+        """The policy, to be given to `run` or `Classifier.frames` with the network, which stays as it is."""
+        return self.policy
 
     def __str__(self) -> str:
         fitted, held = self.fitted, self.held_out
+        if self.value is None:
+            return (
+                f"nothing to gain within {self.max_drop:.2%} changed answers: {fitted.computed_share:.1%} computed; "
+                "compute every frame"
+            )
         return (
             f"{self.parameter} = {self.value:.4g}: {fitted.computed_share:.1%} computed, {fitted.flip_rate:.2%} of "
             f"{fitted.answers} answers changed; held out {held.computed_share:.1%} computed, {held.flip_rate:.2%} of "
-            f"{held.answers} answers changed ({self.max_flips:.2%} allowed)"
+            f"{held.answers} answers changed ({self.max_drop:.2%} allowed)"
         )
 
 
-class NothingToGainError(ValueError):
-    """No threshold saves work within the allowed share of changed answers: run the network on every frame."""
-
-
 def calibrate(
-    policy: Policy,
     model: Any,
-    video: Any,
-    max_flips: float = 0.01,
+    data: Any,
+    policy: Policy,
     *,
+    max_drop: float = 0.01,
+    confidence: float = 0.95,
     preprocess: Callable[[Tensor], Tensor] | None = None,
     skip: str = "none",
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Policy, Calibration]:
-    """The policy with the parameter that computes least while at most `max_flips` of the best classes change.
+    progress: bool = False,
+) -> Calibration:
+    """Find the parameter with which a policy computes least while at most a share `max_drop` of best classes changes.
 
     The dense network runs once over every frame; the policy is then simulated on what was seen. All of
     it chooses; for the estimate each half of every video reports on the choice of the other half. Confidence, which
@@ -98,45 +113,82 @@ def calibrate(
     calibrated on other footage than it was fitted to.
 
     Args:
-        policy: its other settings stay; the present value of its parameter does not matter.
         model: network, Stream or DeltaNetwork as of `run`; of the latter two the simulation is an estimate.
-        video: a `VideoReader`, or a list of them.
+        data: a `VideoReader`, or a list of them.
+        policy: its other settings stay; the present value of its parameter does not matter.
+        confidence: with which `holds` of the result speaks.
         skip: as of `run`.
-        progress: is told (done, frames) of each video.
+        progress: show a bar of the frames.
+
+    Returns:
+        The result; where no value saves 5 % of the frames, its `gains` is False and its policy computes every frame.
 
     Raises:
-        NothingToGainError: no value saves 5 % of the frames.
-        ValueError: the policy has nothing to search, or the video is too short.
+        TypeError: `policy` is not a policy.
+        ValueError: the policy has nothing to search, or the data is too short.
     """
     if not isinstance(policy, Policy):
-        raise ValueError(f"policy must be a Policy, as LumaDifference(1) is, got {policy!r}")
-    check_number("max_flips", max_flips, 0, 1)
+        raise TypeError(f"policy must be a Policy, as LumaDifference(1) is, got {policy!r}")
+    check_number("max_drop", max_drop, 0, 1)
+    calibration.check_confidence(confidence)
     if policy.parameter is None:
         raise ValueError(f"{type(policy).__name__} has no threshold to calibrate")
     if skip != "none" and policy.needs in ("packets", "scores"):
         raise ValueError(f"skip={skip!r} is for policies that decode every frame, not for {policy}")
-    videos = list(video) if isinstance(video, Sequence) and not hasattr(video, "packets") else [video]
-    seen = [
-        observe(model, one, preprocess, motion=policy.reads == "motion", skip=skip, progress=progress) for one in videos
-    ]
-    return search(policy, seen, max_flips)
+    videos = list(data) if isinstance(data, Sequence) and not hasattr(data, "packets") else [data]
+    motion = policy.reads == "motion"
+    with tqdm(desc="calibrating", unit="frame", disable=not progress) as bar:
+        seen = [
+            observe(model, one, preprocess, motion=motion, skip=skip, progress=lambda done, frames: bar.update())
+            for one in videos
+        ]
+    return search(policy, seen, max_drop=max_drop, confidence=confidence)
 
 
-def search(policy: Policy, seen: Sequence[Observation], max_flips: float = 0.01) -> tuple[Policy, Calibration]:
-    """`calibrate` on videos that have been observed already."""
+def search(
+    policy: Policy, seen: Sequence[Observation], *, max_drop: float = 0.01, confidence: float = 0.95
+) -> Calibration:
+    """Calibrate on videos that have been observed already, as `calibrate` does."""
     parts = halves(policy, seen)
-    best, score = choose(policy, seen, max_flips)
+    best, score = choose(policy, seen, max_drop)
+    assert policy.parameter is not None
     if best is None or score.computed_share > 1 - _LEAST_GAIN:
-        raise NothingToGainError(
-            f"nothing can be gained with {type(policy).__name__}: at {max_flips:.2%} changed answers it computes "
-            f"{score.computed_share:.1%} of the frames"
+        dense = dense_score(policy, seen)
+        return Calibration(
+            max_drop=max_drop,
+            estimate=0.0,
+            error=0.0,
+            confidence=confidence,
+            gains=False,
+            policy=_computing_everything(policy),
+            parameter=policy.parameter,
+            value=None,
+            fitted=dense,
+            held_out=dense,
         )
     held_out = Score(0, 0, 0, 0)
     for own, other in (parts, parts[::-1]):
-        value, _ = choose(policy, own, max_flips)
+        value, _ = choose(policy, own, max_drop)
         held_out += dense_score(policy, other) if value is None else evaluate(changed(policy, value), other)
-    assert policy.parameter is not None
-    return changed(policy, best), Calibration(policy.parameter, best, max_flips, score, held_out)
+    estimate, error = calibration.share_with_error(held_out.flips, held_out.answers)
+    return Calibration(
+        max_drop=max_drop,
+        estimate=estimate,
+        error=error,
+        confidence=confidence,
+        policy=changed(policy, best),
+        parameter=policy.parameter,
+        value=best,
+        fitted=score,
+        held_out=held_out,
+    )
+
+
+def _computing_everything(policy: Policy) -> Policy:
+    """A policy that leaves nothing out of what this one would be asked about."""
+    if isinstance(policy, Confidence):
+        return replace(policy, threshold=1.0, min_frames=policy.frames)
+    return EveryNth(1)
 
 
 def choose(policy: Policy, seen: Sequence[Observation], max_flips: float) -> tuple[float | None, Score]:
@@ -165,13 +217,13 @@ def halves(policy: Policy, seen: Sequence[Observation]) -> tuple[list[Observatio
     if policy.reads == "scores":
         if len(seen) < 2 or any(len(one) == 0 for one in seen):
             raise ValueError(
-                f"{type(policy).__name__} gives one answer for each video: video must be a list of at least 2 that "
+                f"{type(policy).__name__} gives one answer for each video: data must be a list of at least 2 that "
                 f"have frames, got {[len(one) for one in seen]} frames"
             )
         return list(seen[::2]), list(seen[1::2])
     frames = sum(len(one) for one in seen)
     if frames < _LEAST_FRAMES:
-        raise ValueError(f"video must have at least {_LEAST_FRAMES} frames to calibrate on, got {frames}")
+        raise ValueError(f"data must have at least {_LEAST_FRAMES} frames to calibrate on, got {frames}")
     middles = [len(one) // 2 for one in seen]
     first = [one.part(0, middle) for one, middle in zip(seen, middles)]
     second = [one.part(middle, len(one)) for one, middle in zip(seen, middles)]

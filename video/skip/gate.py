@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common_models.files import replace_atomically
 from video.skip.observation import Observation, observe
 from video.skip.policy import COMPUTE, REUSE, Decision, Policy, PolicyState, check_number, lead
 from video.skip.signals import BLOCK, Array, Signals, absolute_difference, block_sums, mean_of
@@ -114,23 +114,22 @@ class LearnedGate(Policy):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the gate, its threshold and limits into a safetensors file; it appears whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         metadata = {"format": _FORMAT, "threshold": repr(self.threshold)}
         for name in ("max_staleness", "scene_cut"):
             if getattr(self, name) is not None:
                 metadata[name] = repr(getattr(self, name))
         if not self.back_off:
             metadata["back_off"] = "False"
-        save_file({name: torch.from_numpy(np.array(value)) for name, value in self.weights.items()}, partial, metadata)
-        os.replace(partial, path)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in self.weights.items()}
+        with replace_atomically(path) as partial:
+            save_file(tensors, partial, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LearnedGate:
         """A gate that `save` wrote.
 
         Raises:
-            ValueError: the file is none.
+            ValueError: not a saved LearnedGate.
             OSError: it cannot be read.
         """
         try:

@@ -29,7 +29,17 @@ _LEAST_LEAD = 1e-6
 
 @dataclass(frozen=True)
 class EveryNth(Policy):
-    """Compute a frame, reuse its answer for the n - 1 frames after it; what needs no decoding is not decoded."""
+    """Compute a frame, reuse its answer for the n - 1 frames after it; what needs no decoding is not decoded.
+
+    Example:
+        >>> import video
+        >>> network = video.Stream(video.load_pretrained("tsm-motion-digits"))
+        >>> prepare = video.Preprocess(size=48, resize=55)
+        >>> policy = video.skip.EveryNth(10)
+        >>> [one.index for one in video.skip.run(video.VideoReader("clip.mp4"), network, policy, prepare)
+        ...  if one.entry.action == "compute"]
+        [0, 10]
+    """
 
     n: int
     parameter: ClassVar[str | None] = "n"
@@ -91,6 +101,14 @@ class LumaDifference(Policy):
         local: weight of the block; 0 looks at the mean only.
         relative: divide the difference by the lead of the last answer's best logit over the next, and hold that against
             the threshold: a clear answer tolerates more change than a doubtful one. The network must return logits.
+
+    Example:
+        >>> import video
+        >>> trace = video.skip.Trace()
+        >>> classifier = video.Classifier(video.load_pretrained("tsm-motion-digits"))
+        >>> answers = list(classifier.frames(video.VideoReader("still.mp4"), video.skip.LumaDifference(1.0), trace))
+        >>> trace.counts["computed"], len(trace)
+        (1, 20)
     """
 
     threshold: float = 1.0

@@ -18,6 +18,7 @@ COMPUTE, REUSE, EXIT = "compute", "reuse", "exit"
 # at most so many. What it misses where the scene comes to rest is no more than that.
 _LIVELY = 8
 _MOST_BLIND = 8
+_LIVELY_ENOUGH = _LIVELY + _MOST_BLIND.bit_length()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class PolicyState:
         carried: bytes or pixels of motion gathered since the last computed frame.
         active: the last frame was computed because it had changed.
         usual: running mean of packet sizes, where the policy wants it.
-        lively: frames in a row that the policy looked at and found changed.
+        lively: frames in a row that the policy looked at and found changed, counted until it looks at fewest.
         blind: frames that will yet be computed without looking at them.
     """
 
@@ -114,7 +115,8 @@ class Policy(ABC):
         else:
             decision = self._decide(signals, state)
             if self.back_off and self.reads == "luma" and self.scene_cut is None:
-                state.lively = state.lively + 1 if decision.action == COMPUTE else 0
+                # Beyond _LIVELY_ENOUGH nothing changes, and the shift below would grow with the stream.
+                state.lively = min(state.lively + 1, _LIVELY_ENOUGH) if decision.action == COMPUTE else 0
                 if state.lively >= _LIVELY:
                     state.blind = min(_MOST_BLIND, 2 << (state.lively - _LIVELY))
         state.seen += 1

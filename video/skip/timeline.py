@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common_models.files import replace_atomically
 from video.skip.policy import COMPUTE, EXIT, REUSE
 from video.skip.trace import Trace, TraceEntry
 
@@ -76,10 +77,8 @@ def draw_timeline(
     figure.text(0.095, 0.945, title or "Time line", color=_TEXT, fontsize=15, weight="bold")
     figure.text(0.095, 0.905, _summary(trace), color=_FAINT, fontsize=10)
     figure.text(0.095, 0.872, _reasons(trace), color=_FAINT, fontsize=9.5)
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix or '.png'}")
-    figure.savefig(partial, facecolor=_BACKGROUND)
-    os.replace(partial, path)
+    with replace_atomically(path) as partial:
+        figure.savefig(partial, facecolor=_BACKGROUND, format=Path(path).suffix[1:] or "png")
 
 
 def _in_seconds(entries: Sequence[TraceEntry]) -> bool:

@@ -41,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         results = run(recipe, output)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        print(
+            f"\nStopped. Run the same command again to continue (finished epochs are kept beside {output}).",
+            file=sys.stderr,
+        )
         return 130
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
+from common_models.files import replace_atomically
 from video.training.clips import CLASS_NAMES, digits, live_frames
 
 
@@ -33,21 +33,15 @@ def write_live_clip(
     wrong = [motion for motion in motions if not 0 <= motion < len(CLASS_NAMES)]
     if wrong:
         raise ValueError(f"motions must be in 0 to {len(CLASS_NAMES) - 1}, got {wrong[0]}")
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     images, _ = digits(held_out=True)
     classes = []
-    try:
-        with av.open(os.fspath(partial), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps))
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "18"}
-            for frame, motion in live_frames(images[seed % len(images)], motions, seed, size):
-                classes.append(motion)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_atomically(path) as partial, av.open(os.fspath(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame, motion in live_frames(images[seed % len(images)], motions, seed, size):
+            classes.append(motion)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+        container.mux(stream.encode())
     return classes

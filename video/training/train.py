@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common_models import checkpoints
 from video.models import TSM
 from video.preprocess import Preprocess
 from video.stream import RecentMean, Stream
@@ -21,12 +20,12 @@ from video.training.recipe import VARIANTS, Recipe
 
 
 def build(recipe: Recipe, variant: str) -> TSM:
-    """The network of a variant ("past", "both", "no-shift") with the recipe's random weights."""
+    """Build the network of a variant ("past", "both", "no-shift") with the recipe's random weights."""
     return TSM(**arguments(recipe, variant))
 
 
 def arguments(recipe: Recipe, variant: str) -> dict[str, Any]:
-    """Of TSM."""
+    """The arguments of TSM for a variant."""
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     return {
@@ -46,27 +45,26 @@ def train(recipe: Recipe, variant: str, checkpoint: Path | None = None, progress
         checkpoint: written after every epoch; where it exists, training goes on from it, to the same end.
 
     Raises:
-        ValueError: the checkpoint is of another recipe or variant, or none.
+        ValueError: not a checkpoint, or one of another recipe or variant.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = build(recipe, variant).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-        run = {"recipe": asdict(recipe), "variant": variant}
+        run = {"variant": variant, "recipe": asdict(recipe)}
         first = 0
         if checkpoint is not None and checkpoint.exists():
-            first = _resume(checkpoint, run, model, optimizer)
+            first = checkpoints.resume(checkpoint, run, model, optimizer)
         images, _ = digits(held_out=False)
-        epochs = _shown(range(first, recipe.epochs), f"training {variant}", recipe.epochs, progress, first)
+        epochs = checkpoints.shown(
+            range(first, recipe.epochs), f"training {variant}", recipe.epochs, progress, first, "epoch"
+        )
         for epoch in epochs:
             loss = train_epoch(model, optimizer, images, recipe, epoch)
             if progress:
                 epochs.set_postfix(loss=f"{loss:.3f}")
             if checkpoint is not None:
-                _write(
-                    checkpoint,
-                    {**run, "epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()},
-                )
+                checkpoints.write(checkpoint, run, epoch + 1, model, optimizer)
     return model.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -141,31 +139,3 @@ def live_accuracy(model: TSM, recipe: Recipe, streams: int = 60, motions: int = 
         if t % PLACES == PLACES - 1:
             right += int((mean.argmax(1) == shown[:, t // PLACES]).sum())
     return right / shown.numel()
-
-
-def _resume(path: Path, run: dict[str, Any], model: TSM, optimizer: torch.optim.Optimizer) -> int:
-    """Load the checkpoint of this very run; returns the number of epochs done."""
-    try:
-        kept = torch.load(path, weights_only=True)
-        found = {name: kept[name] for name in run}
-    except Exception as error:  # a file of any other content: the unpickler raises whatever its bytes lead it to
-        raise ValueError(f"{path} is not a checkpoint of this training ({error!r}); remove it") from error
-    if found != run:
-        raise ValueError(f"{path} is the checkpoint of another run: {found['variant']}, {found['recipe']}; remove it")
-    model.load_state_dict(kept["model"])
-    optimizer.load_state_dict(kept["optimizer"])
-    return int(kept["epoch"])
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
-
-
-def _shown(steps: Iterable[int], what: str, total: int, progress: bool, first: int) -> Any:
-    if not progress:
-        return steps
-    from tqdm import tqdm
-
-    return tqdm(steps, what, total, initial=first, unit="epoch")

@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from common_kernels.onednn import has_linear
 from nlp.linear import packed
 from nlp.linear.optimize import optimize
-from nlp.linear.packed import ACTIVATIONS, PackedLinear, can_pack
+from nlp.linear.packed import ACTIVATIONS, PackedLinear
 
-FAST = can_pack(torch.float32)
-BF16 = can_pack(torch.bfloat16)
+FAST = has_linear(torch.float32)
+BF16 = has_linear(torch.bfloat16)
 needs_pack = pytest.mark.skipif(not FAST, reason="no oneDNN product on reordered weights here")
 
 SMALL = dict(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
@@ -112,7 +113,7 @@ def test_models_agree(transformers: Any, name: str) -> None:
     assert list(model.state_dict()) == list(fast.state_dict())
     torch.testing.assert_close(_hidden(fast, _ids()), _hidden(model, _ids()), rtol=1e-5, atol=1e-5)
     if FAST:
-        used = [m for m in _packed(fast) if m._pack is not None]
+        used = [m for m in _packed(fast) if m._packed.last is not None]
         assert len(used) >= len(_packed(fast)) - 1  # all but a pooler on three rows
     # with gradients the plain path computes the same
     torch.testing.assert_close(fast(input_ids=_ids()).last_hidden_state, _hidden(model, _ids()), rtol=1e-5, atol=1e-5)
@@ -127,7 +128,7 @@ def test_models_agree_in_bfloat16(transformers: Any, name: str) -> None:
     fast = copy.deepcopy(model).to(torch.bfloat16)
     optimize(fast)
     got = _hidden(fast, _ids()).float()
-    assert all(m._pack is not None for m in _packed(fast))
+    assert all(m._packed.last is not None for m in _packed(fast))
     assert F.cosine_similarity(got, exact, dim=-1).min() > 0.995
     plain_error = (_hidden(copy.deepcopy(model).to(torch.bfloat16), _ids()).float() - exact).norm()
     assert (got - exact).norm() < 1.5 * plain_error
@@ -151,8 +152,8 @@ def test_linear_matches_float64(activation: str, rows: int) -> None:
     x = torch.randn(rows, 400)
     with torch.no_grad():
         got = fast(x)
-        want = ACTIVATIONS[activation][0](copy.deepcopy(linear).double()(x.double())).float()
-    assert (fast._pack is not None) == (rows >= 3)
+        want = ACTIVATIONS[activation](copy.deepcopy(linear).double()(x.double())).float()
+    assert (fast._packed.last is not None) == (rows >= 3)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -213,7 +214,7 @@ def test_no_stale_weight(change: str) -> None:
     x = torch.randn(9, 72)
     with torch.no_grad():
         before = fast(x)
-        assert fast._pack is not None
+        assert fast._packed.last is not None
         CHANGES[change](fast, torch.randn(80, 72))
         want = F.linear(x, fast.weight, fast.bias)
         assert not torch.allclose(before, want)
@@ -294,7 +295,7 @@ def test_other_ways_through_torch_stay_plain() -> None:
     x = torch.randn(9, 72)
     with torch.no_grad():
         want = fast(x)
-        assert fast._pack is not None
+        assert fast._packed.last is not None
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert fast(x).dtype == torch.bfloat16
         weight = torch.randn(80, 72)
@@ -375,12 +376,12 @@ def test_a_layer_of_two_modules_is_not_fused(transformers: Any) -> None:
 
 
 def test_without_onednn(transformers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "can_pack", lambda dtype, activation="none": False)
+    monkeypatch.setattr(packed.onednn, "has_linear", lambda dtype, activation="none": False)
     model = _build(transformers, "bert")
     want = _hidden(model, _ids())
     optimize(model)
     assert torch.equal(_hidden(model, _ids()), want)
-    assert all(m._pack is None for m in _packed(model))
+    assert all(m._packed.last is None for m in _packed(model))
 
 
 def test_import_does_not_load_transformers() -> None:

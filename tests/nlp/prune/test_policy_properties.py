@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nlp.prune import Cascade, First, Live, Mass, Merge, Policy, Random, Threshold
 from nlp.prune.removal import protected
+from tests.fuzz import examples
 
 SHARE = st.floats(0.01, 1)
 POLICIES = st.one_of(
@@ -43,7 +44,7 @@ def live(lengths: list[int], names: tuple[str, ...], seed: int, only: int | None
     return Live(1, 2, offsets, torch.tensor(own), keys, score, score, keys, None, stay, column, False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any), POLICIES, NAMES, st.integers(0, 50))
 def test_plans(lengths: list[int], policy: Policy, names: tuple[str, ...], seed: int) -> None:
     sample = live(lengths, names, seed)

@@ -116,6 +116,8 @@ def test_bad_arguments() -> None:
     generator = PointToVoxel(VSIZE, RANGE, 4, 10, 2)
     with pytest.raises(ValueError, match=r"pc must be floating \[N, 4\], got float32 \[2, 3\]"):
         generator(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"pc must be a floating tensor \[N, 4\], got list"):
+        generator([[0.0] * 4])  # type: ignore[arg-type]
     points = torch.zeros(5, 4)
     points[3, 1] = float("nan")
     with pytest.raises(ValueError, match=r"row 3 \(1 of 5 rows"):

@@ -14,6 +14,8 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import examples
+
 coordinate = st.one_of(
     st.floats(-5, 5, width=32),
     st.integers(-50, 50).map(lambda i: float(np.float32(i * 0.1))),
@@ -21,7 +23,7 @@ coordinate = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     rows=st.lists(st.tuples(coordinate, coordinate, coordinate, st.integers(0, 2)), max_size=40),
     size=st.sampled_from([0.1, 0.3, 1.0, 7.5]),

@@ -18,7 +18,7 @@ pytest.importorskip("typer")
 from trisparse.texts import feed
 from trisparse.texts import run as texts
 
-from ..texts import Stub, answer
+from ..stand_ins import Stub, answer
 
 Run = Callable[..., Any]
 LINES = [f'line {i}, "{"word " * (i % 7)}" ü' for i in range(30)]
@@ -129,22 +129,28 @@ def test_answers_are_printed_without_an_output(trisparse: Run, table: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    "options, words, code",
     [
-        (["-o", "out.txt"], "--output must have a suffix of .jsonl .csv .parquet, got out.txt"),
-        (["--overwrite"], "--overwrite replaces a file: add --output"),
-        (["--model", "unknown"], "got 'unknown'"),
-        (["--column", "boddy"], "did you mean --column body?"),
+        (["-o", "out.txt"], "--output must have a suffix of .jsonl .csv .parquet, got out.txt", 2),
+        (["--overwrite"], "--overwrite replaces a file: add --output", 2),
+        (["--model", "unknown"], "got 'unknown'", 2),
+        (["--column", "boddy"], "did you mean 'body'? Name it with --column", 1),
     ],
 )
 def test_options_that_cannot_be(
-    trisparse: Run, table: Path, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+    trisparse: Run,
+    table: Path,
+    stub: type[Stub],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+    code: int,
 ) -> None:
     monkeypatch.chdir(table.parent)
     model = [] if "--model" in options else ["--model", "m"]
     column = [] if "--column" in options else ["--column", "body"]
     result = trisparse("classify-text", table, *model, *column, *options)
-    assert result.exit_code == 2 and words in result.stderr
+    assert result.exit_code == code and words in result.stderr
     assert result.stderr.startswith("trisparse: error: ")
     assert sorted(path.name for path in table.parent.iterdir()) == ["a.jsonl"]
 
@@ -243,8 +249,8 @@ def test_a_head_on_embeddings(trisparse: Run, bert: Path, tmp_path: Path) -> Non
     result = trisparse("classify-text", path, "-o", out, "--model", head, "--dtype", "fp32")
     assert result.exit_code == 0, result.stderr
     for row, right in zip(rows(out), fitted.classify(TEXTS), strict=True):
-        assert (row["label"], row["tokens"]) == (right.best[0][0], right.tokens)
-        assert row["probability"] == pytest.approx(right.best[0][1], abs=1e-4)
+        assert (row["label"], row["tokens"]) == (right.best[0].label, right.tokens)
+        assert row["probability"] == pytest.approx(right.best[0].probability, abs=1e-4)
 
 
 def test_real_sentences(trisparse: Run, tmp_path: Path, data_dir: Path) -> None:

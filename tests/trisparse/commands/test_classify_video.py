@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ pytest.importorskip("safetensors")
 pytest.importorskip("av")
 
 
+from trisparse.commands.classify_video import VideoOptions
 from trisparse.videos import classify as classifying
 from trisparse.videos import run as videos
-from video import skip
+from trisparse.videos.sources import Source, plan
 from video.classify import Classifier
 from video.models import TSM, MobileNetV2
 from video.pretrained import ModelCard, load_pretrained, save_pretrained
@@ -91,11 +94,11 @@ def test_whole_videos(trisparse: Run, tiny: Path, clips: Path, tmp_path: Path) -
     assert [line["frames"] for line in found] == [12, 20, 5]
     assert found[0]["looked_at"] == [1, 4, 7, 10]
     model = load_pretrained(tiny)
-    classifier = Classifier(model, None)
+    classifier = Classifier(model)
     with VideoReader(clips / "b.mp4") as reader:
         x = classifier.preprocess(reader.get_batch(found[1]["looked_at"]))
     expected = model(x).softmax(1)[0].topk(3)
-    assert [score["class"] for score in found[1]["best"]] == [NAMES[i] for i in expected.indices.tolist()]
+    assert [score["label"] for score in found[1]["best"]] == [NAMES[i] for i in expected.indices.tolist()]
     given = torch.tensor([score["probability"] for score in found[1]["best"]])
     torch.testing.assert_close(given, expected.values, atol=1e-4, rtol=0)
     assert "b.mp4: 4 of 20 frames" in result.stdout and f"wrote {out}" in result.stdout
@@ -112,8 +115,8 @@ def test_live_is_the_network_frame_by_frame(trisparse: Run, tiny: Path, clips: P
     model = load_pretrained(tiny)
     model.num_segments = 20
     with VideoReader(clips / "b.mp4") as reader:
-        logits = model.frame_logits(Classifier(model, None).preprocess(reader[:])[0])
-    assert [line["best"][0]["class"] for line in found] == [NAMES[i] for i in logits.argmax(1).tolist()]
+        logits = model.frame_logits(Classifier(model).preprocess(reader[:])[0])
+    assert [line["best"][0]["label"] for line in found] == [NAMES[i] for i in logits.argmax(1).tolist()]
     assert "20 frames, 20 computed" in result.stdout
 
 
@@ -122,7 +125,7 @@ def test_policies_skip(trisparse: Run, tiny: Path, tmp_path: Path, policy: str) 
     clip = write_clip(tmp_path / "still.mp4", 24, still_from=6)
     out, picture = tmp_path / "out.jsonl", tmp_path / "out.png"
     result = trisparse(
-        "classify-video", clip, "--policy", policy, "--model", tiny, "-o", out, "--timeline", picture
+        "classify-video", clip, "--policy", policy, "--model", tiny, "-o", out, "--picture", picture
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     actions = [line["action"] for line in lines(out)]
@@ -146,7 +149,7 @@ def test_recomputing_changes_gives_the_same_answers(trisparse: Run, tiny: Path, 
             "classify-video", clips / "b.mp4", *options, "--model", tiny, "--dtype", "fp32", "-o", out
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        answers[name] = [line["best"][0]["class"] for line in lines(out)]
+        answers[name] = [line["best"][0]["label"] for line in lines(out)]
     assert answers["dense"] == answers["delta"]
 
 
@@ -160,14 +163,14 @@ def test_one_bad_file_of_several(trisparse: Run, tiny: Path, clips: Path, tmp_pa
 
 
 def test_a_stopped_run_goes_on(tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = classifying.plan([str(clips)])
+    sources = plan([str(clips)])
     out = tmp_path / "out.jsonl"
-    wanted = classifying.Wanted(live=True)
+    options = VideoOptions(model=str(tiny), dtype="fp32", live=True, output=out)
     seen: list[str] = []
     classify = videos.classify
 
-    def stopping(source: str, *rest: Any) -> Any:
-        seen.append(Path(source).name)
+    def stopping(source: Source, *rest: Any) -> Any:
+        seen.append(source.name)
         for i, progress in enumerate(run := classify(source, *rest)):
             if len(seen) == 2 and i == 7:
                 run.close()
@@ -177,9 +180,9 @@ def test_a_stopped_run_goes_on(tiny: Path, clips: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(videos, "classify", stopping)
     with pytest.raises(KeyboardInterrupt):
-        videos.run(sources, str(tiny), "fp32", None, wanted, out, None, False)
+        videos.run(sources, options)
     assert not out.exists()
-    assert videos.run(sources, str(tiny), "fp32", None, wanted, out, None, False) == 0
+    assert videos.run(sources, options) == 0
     assert seen == ["a.mp4", "b.mp4", "b.mp4", "c.mp4"]
     assert [(Path(line["video"]).name, line["frame"]) for line in lines(out)] == [
         (name, i) for name, n in (("a.mp4", 12), ("b.mp4", 20), ("c.mp4", 5)) for i in range(n)
@@ -224,11 +227,14 @@ def test_output_that_exists(trisparse: Run, tiny: Path, clips: Path, tmp_path: P
         (["empty"], "no videos in this folder"),
         (["a.mp4", "a.mp4"], "named twice"),
         (["a.mp4", "--policy", "lumma"], "did you mean 'luma'"),
-        (["a.mp4", "--policy", "every"], "needs an argument"),
+        (["a.mp4", "--policy", "every"], "must be written every:N"),
         (["a.mp4", "--policy", "every:0"], "n must be at least 1"),
-        (["a.mp4", "--policy", "luma:nan"], "threshold must be at least 0"),
-        (["a.mp4", "--policy", "luma:x"], "--policy luma:x: expected a number after the colon, got 'x'"),
-        (["a.mp4", "--policy", "every:1.5"], "--policy every:1.5: expected a whole number after the colon, got '1.5'"),
+        (["a.mp4", "--policy", "luma:nan"], "a finite number was expected after the colon, got 'nan'"),
+        (["a.mp4", "--policy", "luma:x"], "--policy luma:x: a finite number was expected after the colon, got 'x'"),
+        (
+            ["a.mp4", "--policy", "every:1.5"],
+            "--policy every:1.5: a whole number was expected after the colon, got '1.5'",
+        ),
         (["a.mp4", "--live", "--delta", "inf"], "must be a finite number of at least 0, got inf"),
         (["a.mp4", "--policy", "keyframes:3"], "takes no argument"),
         (["a.mp4", "--policy", "gate:none.safetensors"], "none.safetensors"),
@@ -237,13 +243,15 @@ def test_output_that_exists(trisparse: Run, tiny: Path, clips: Path, tmp_path: P
         (["a.mp4", "--live", "--crops", "3"], "whole videos"),
         (["a.mp4", "--clips", "random"], "--clips must be"),
         (["a.mp4", "--crops", "4"], "--crops must be one of"),
-        (["a.mp4", "--dtype", "fp8"], "dtype must be one of"),
+        (["a.mp4", "--dtype", "fp8"], "--dtype must be one of auto, fp32, bf16, got 'fp8'"),
         (["a.mp4", "-o", "no/out.jsonl"], "does not exist"),
         (["a.mp4", "-o", "a.mp4"], "overwrite the video"),
         (["a.mp4", "-o", "."], "a directory"),
-        (["a.mp4", "--timeline", "t.png"], "add --live"),
-        (["a.mp4", "--live", "--timeline", "t.foo"], "suffix of .png"),
-        (["a.mp4", "--live", "--timeline", "a.mp4"], "suffix of .png"),
+        (["a.mp4", "--picture", "t.png"], "add --live"),
+        (["a.mp4", "--live", "--picture", "t.foo"], "suffix of .png"),
+        (["a.mp4", "--live", "--picture", "a.mp4"], "suffix of .png"),
+        (["a.mp4", "--live", "--picture", "a.png", "--timeline", "b.png"], "the former name of --picture"),
+        (["a.mp4", "--overwrite"], "--overwrite replaces a file: add --output"),
         (["a.mp4", "--model", "tsm-motion-digit"], "did you mean"),
     ],
 )
@@ -255,12 +263,6 @@ def test_wrong_use_is_named(
     monkeypatch.chdir(tmp_path)
     model = [] if "--model" in arguments else ["--model", tiny]
     fails(trisparse("classify-video", *arguments, *model), words)
-
-
-def test_every_policy_of_the_package_can_be_asked_for() -> None:
-    known = {"EveryNth", "KeyFrames", "PacketSize", "LumaDifference", "MotionVectors", "Confidence", "LearnedGate"}
-    assert known == {name for name in skip.__all__ if isinstance(getattr(skip, name), type)} & known
-    assert len(classifying.POLICIES) == len(known)
 
 
 def test_single_frame_networks_of_other_projects(trisparse: Run, clips: Path, tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_a_network_of_points_is_none_for_video(trisparse: Run, clips: Path) -> N
 
 
 def test_clips_are_run_one_by_one(tiny: Path, clips: Path) -> None:
-    classifier = Classifier(load_pretrained(tiny), None)
+    classifier = Classifier(load_pretrained(tiny))
     frames: list[int] = []
     classifier.model.register_forward_pre_hook(lambda _, args: frames.append(args[0].numel() // (3 * 32 * 32)))
     with VideoReader(clips / "b.mp4") as reader:
@@ -294,7 +296,7 @@ def test_a_picture_that_fails_loses_no_answers(
 
     monkeypatch.setattr(videos, "draw_timeline", full)
     out = tmp_path / "out.jsonl"
-    result = trisparse("classify-video", clips, "--live", "--model", tiny, "-o", out, "--timeline", tmp_path / "t")
+    result = trisparse("classify-video", clips, "--live", "--model", tiny, "-o", out, "--picture", tmp_path / "t")
     fails(result, "No space left", "3 of 3 videos failed", code=1)
     assert len(lines(out)) == 12 + 20 + 5 and "best" in lines(out)[0]
 
@@ -318,10 +320,10 @@ def test_a_camera_interrupted_at_once_keeps_its_answers(
     monkeypatch.setattr(classifying, "open_live", lambda _: nullcontext(Endless(VideoReader(clips / "a.mp4"))))
     out = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        videos.run(["-"], str(tiny), "fp32", None, classifying.Wanted(live=True), out, None, False)
+        videos.run(plan(["-"]), VideoOptions(model=str(tiny), dtype="fp32", live=True, output=out))
     assert [line["frame"] for line in lines(out)] == list(range(7))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out.jsonl"]
-    assert "the same command" not in capsys.readouterr().err
+    assert "the same command" not in capsys.readouterr().err.lower()
 
 
 def test_an_interrupted_overwrite_says_how_to_go_on(
@@ -331,12 +333,21 @@ def test_an_interrupted_overwrite_says_how_to_go_on(
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(videos, "classify", interrupted)
-    for overwrite, word in ((False, "the same command goes on"), (True, "without --overwrite goes on")):
+    classify = videos.classify
+    sources = plan([str(clips)])
+    options = VideoOptions(model=str(tiny), dtype="fp32", output=tmp_path / "o")
+    monkeypatch.setattr(videos, "classify", lambda *_: interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        videos.run(sources, options)
+    assert "Stopped before anything was done." in capsys.readouterr().err
+    monkeypatch.setattr(
+        videos, "classify", lambda source, *rest: (interrupted if source.name == "b.mp4" else classify)(source, *rest)
+    )
+    for overwrite, words in ((False, "again"), (True, "without --overwrite")):
         with pytest.raises(KeyboardInterrupt):
-            sources = [str(clips / "a.mp4")]
-            videos.run(sources, str(tiny), "fp32", None, classifying.Wanted(), tmp_path / "o", None, overwrite)
-        assert word in capsys.readouterr().err
+            videos.run(sources, replace(options, overwrite=overwrite))
+        expected = f"Stopped. Run the same command {words} to continue (1 of 3 videos are done)."
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -376,7 +387,7 @@ def test_labels_name_the_classes(trisparse: Run, tiny: Path, clips: Path, tmp_pa
     labels.write_text("\n".join(f"name {i}" for i in range(len(NAMES))))
     result = trisparse("classify-video", clips / "a.mp4", "--model", tiny, "--labels", labels, "-o", out)
     assert result.exit_code == 0, result.stderr
-    assert lines(out)[0]["best"][0]["class"].startswith("name ")
+    assert lines(out)[0]["best"][0]["label"].startswith("name ")
     labels.write_text("one\ntwo\n")
     result = trisparse("classify-video", clips / "a.mp4", "--model", tiny, "--labels", labels)
     fails(result, "labels.txt", "each of 7 classes expected, got 2")
@@ -390,3 +401,53 @@ def test_without_a_model(
     result = trisparse("classify-video", clips / "a.mp4")
     assert result.exit_code == 0, result.stderr
     assert "no --model given" in result.stderr and ("clockwise" in result.stdout) == (not installed)
+
+
+def test_pictures_are_not_overwritten_unasked(trisparse: Run, tiny: Path, clips: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    picture.write_text("precious")
+    # By its former name too.
+    for option in ("--picture", "--timeline"):
+        command = ["classify-video", clips / "c.mp4", "--live", "--model", tiny, option, picture]
+        fails(trisparse(*command), "out.png exists; --overwrite replaces it")
+        assert picture.read_text() == "precious"
+    assert trisparse(*command, "--overwrite").exit_code == 0
+    assert picture.stat().st_size > 10_000
+    assert "--timeline" not in trisparse("classify-video", "--help").stdout
+
+
+def test_a_run_that_is_told_to_end_continues(tiny: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "many", tmp_path / "out.jsonl"
+    folder.mkdir()
+    write_clip(folder / "00.mp4", 200)
+    for i in range(1, 30):
+        (folder / f"{i:02}.mp4").write_bytes((folder / "00.mp4").read_bytes())
+    command = ["classify-video", str(folder), "--live", "--model", str(tiny), "-o", str(out)]
+    program = [sys.executable, "-m", "trisparse", *command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    progress = tmp_path / "out.jsonl.progress"
+    with subprocess.Popen(program, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if progress.exists() and progress.read_text().count("\n") > 1:
+                process.terminate()
+                break
+            time.sleep(0.02)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped. Run the same command again to continue" in errors, errors
+    assert not out.exists()
+
+
+def test_stopped_while_a_video_is_marked_as_done(
+    tiny: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = videos.Journal.finish
+
+    def signalled(journal: Any, item: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(journal, item)
+
+    monkeypatch.setattr(videos.Journal, "finish", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        videos.run(plan([str(clips)]), VideoOptions(model=str(tiny), dtype="fp32", output=tmp_path / "o"))
+    assert "Run the same command again to continue (1 of 3 videos are done)." in capsys.readouterr().err

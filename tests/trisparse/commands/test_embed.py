@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import importlib
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 from pyarrow import parquet as pq
 
+from common_models import dtypes
 from nlp import prune
 from trisparse.output import sinks
 from trisparse.output.spool import Spool
@@ -29,7 +29,7 @@ from trisparse.texts import feed, sources
 from trisparse.texts import run as texts
 from trisparse.texts.reading import Reading
 
-from ..texts import SIZE, Stub, answer, start
+from ..stand_ins import SIZE, Stub, answer, start
 
 Run = Callable[..., Any]
 LINES = [f"line {i} " + "word " * (i % 7) for i in range(50)]
@@ -108,8 +108,7 @@ def test_the_file(trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], 
 def test_auto_is_the_faster_dtype_of_this_machine(
     trisparse: Run, text: Path, tmp_path: Path, stub: type[Stub], monkeypatch: pytest.MonkeyPatch, has_bf16: bool
 ) -> None:
-    module = importlib.import_module("nlp.accelerate")  # the package has a function of that name
-    monkeypatch.setattr(module, "multiplies_bf16", lambda device: has_bf16)
+    monkeypatch.setattr(dtypes, "multiplies_bf16", lambda device: has_bf16)
     out = tmp_path / "out.parquet"
     stopped(trisparse, stub, "embed", text, "-o", out)
     used = "bf16" if has_bf16 else "fp32"
@@ -200,7 +199,12 @@ def test_texts_that_are_too_long(trisparse: Run, text: Path, tmp_path: Path, stu
         assert stub.loaded[-1]["overflow"] == overflow
     assert len(rows(out)) == 50
     result = trisparse("embed", text, other, "-o", out, "--overflow", "error", "--max-length", 9, "--overwrite")
-    fails(result, "a.txt, row 6: longer than the model reads; --overflow truncate", "1 of 2 files failed", code=1)
+    fails(
+        result,
+        "a.txt, row 6: longer than the model reads; --overflow truncate or --overflow split accepts",
+        "1 of 2 files failed",
+        code=1,
+    )
     assert [(Path(row["file"]).name, row["row"]) for row in rows(out)] == [
         *[("a.txt", i) for i in range(6)],
         ("b.txt", 0),
@@ -222,7 +226,7 @@ def test_one_bad_file_of_several(trisparse: Run, text: Path, tmp_path: Path) -> 
     last.write_text("last")
     (tmp_path / "d.parquet").write_bytes(b"none")
     result = trisparse("embed", text, bad, last, tmp_path / "d.parquet", "-o", out)
-    words = f"2 of 4 files failed, what came before their faults is in the output: {bad}, {tmp_path / 'd.parquet'}"
+    words = f"2 of 4 files failed, and the output holds what came before their errors: {bad}, {tmp_path / 'd.parquet'}"
     fails(result, "b.txt, line 2: not UTF-8 at byte 6", words, code=1)
     check(out, [*expected(LINES), ("b.txt", 0, "fine"), ("c.txt", 0, "last")])
     failed = json.loads(pq.read_schema(out).metadata[b"trisparse.failed"])
@@ -233,16 +237,17 @@ def test_a_bad_file_put_right_goes_on(trisparse: Run, tmp_path: Path, stub: type
     path, out = tmp_path / "a.txt", tmp_path / "out.parquet"
     path.write_bytes(b"one\ntwo\nb\xffd\nlast\n")
     result = trisparse("embed", path, "-o", out)
-    fails(result, "line 3: not UTF-8", "was not written; the 2 rows before the error are kept")
+    words = "was not written. Correct the file, then run the same command again to continue after the 2 rows"
+    fails(result, "line 3: not UTF-8", words, code=1)
     assert not out.exists()
     path.write_bytes(b"one\ntwo\ngood\nlast\n")
     result = trisparse("embed", path, "-o", out)
-    assert result.exit_code == 0 and "going on after 2 rows" in result.stderr, result.output
+    assert result.exit_code == 0 and "continuing after 2 rows" in result.stderr, result.output
     check(out, expected(["one", "two", "good", "last"]))
     assert stub.seen == ["one", "two", "good", "last"]
     # Or the same file, read with more patience.
     path.write_bytes(b"one\ntwo\nb\xffd\nlast\n")
-    fails(trisparse("embed", path, "-o", out, "--overwrite"), "line 3: not UTF-8")
+    fails(trisparse("embed", path, "-o", out, "--overwrite"), "line 3: not UTF-8", code=1)
     result = trisparse("embed", path, "-o", out, "--invalid", "skip")
     assert result.exit_code == 0, result.stderr
     check(out, [("a.txt", 0, "one"), ("a.txt", 1, "two"), ("a.txt", 3, "last")])
@@ -251,8 +256,9 @@ def test_a_bad_file_put_right_goes_on(trisparse: Run, tmp_path: Path, stub: type
 def test_nothing_readable_loads_no_model(trisparse: Run, tmp_path: Path, stub: type[Stub]) -> None:
     path, out = tmp_path / "a.csv", tmp_path / "out.parquet"
     path.write_text("sentence,label\na,1\n")
-    fails(trisparse("embed", path, "-o", out), "no column 'text', it has 'sentence', 'label'")
-    fails(trisparse("embed", path, "-o", out, "--column", "sentense"), "did you mean --column sentence?")
+    fails(trisparse("embed", path, "-o", out), "no column 'text', it has 'sentence', 'label'", code=1)
+    words = "did you mean 'sentence'? Name it with --column"
+    fails(trisparse("embed", path, "-o", out, "--column", "sentense"), words, code=1)
     assert stub.loaded == [] and sorted(p.name for p in tmp_path.iterdir()) == ["a.csv"]
 
 
@@ -271,7 +277,7 @@ def test_a_stopped_run_goes_on(
         assert result.exit_code == 0
     else:
         assert result.exit_code == 130 and not out.exists(), result.output
-        assert ("goes on" in result.stderr) == (stop_after > 0)
+        assert ("Run the same command again to continue" in result.stderr) == (stop_after > 0)
         assert (tmp_path / "out.parquet.partial").exists() == (stop_after > 0)
         stub.stop_after = None
         result = trisparse(*command)
@@ -312,7 +318,7 @@ def test_a_stopped_run_whose_text_has_changed(trisparse: Run, text: Path, tmp_pa
         fails(trisparse(*command), "a.txt no longer holds", "--overwrite")
     text.write_text("\n".join([*LINES[:30], "new"]))  # what was not read yet may change
     first.write_text("other")
-    fails(trisparse(*command), "0.txt has changed since an unfinished run has read it")
+    fails(trisparse(*command), "0.txt has changed since an unfinished run read it")
     os.utime(first, ns=(1, 1))
     assert trisparse(*command, "--overwrite").exit_code == 0
     check(out, [("0.txt", 0, "other"), *expected([*LINES[:30], "new"])])
@@ -371,8 +377,8 @@ def test_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
         fails_late = trisparse("embed", text, "-o", out)
-    assert fails_late.exit_code == 2 and f"No space left on device: '{out}.new'" in fails_late.stderr
-    assert "the same command goes on" in fails_late.stderr and "holds 50 rows" in fails_late.stderr
+    assert fails_late.exit_code == 2 and f"No space left on device: '{out}'" in fails_late.stderr
+    assert "Run the same command again to continue (50 rows are in" in fails_late.stderr
     assert not out.exists()
     assert trisparse("embed", text, "-o", out).exit_code == 0
     check(out, expected(LINES))
@@ -388,7 +394,7 @@ def test_a_full_disk(
         patch.setattr("trisparse.output.spool.os.fsync", sync)
         result = trisparse("embed", text, "-o", out, "--overwrite")
     assert result.exit_code == 2 and f"No space left on device: '{out}.partial'" in result.stderr, result.stderr
-    assert "holds 12 rows" in result.stderr
+    assert "Run the same command without --overwrite to continue (12 rows are in" in result.stderr
     assert trisparse("embed", text, "-o", out).exit_code == 0
     check(out, expected(LINES))
 
@@ -413,13 +419,13 @@ def test_a_file_that_changes_while_it_is_read(trisparse: Run, tmp_path: Path, st
 def test_closed_pipes(text: Path, tmp_path: Path) -> None:
     if os.name != "posix":
         pytest.skip("needs file descriptors of POSIX")
-    for command, closed, words in (
-        (["embed", "-", "-o", tmp_path / "out.parquet"], 0, "error: -: standard input is closed"),
-        (["classify-text", text, "--model", "m"], 1, "error: standard output is closed: add --output"),
+    for command, closed, words, code in (
+        (["embed", "-", "-o", tmp_path / "out.parquet"], 0, "error: -: standard input is closed", 1),
+        (["classify-text", text, "--model", "m"], 1, "error: standard output is closed: add --output", 2),
     ):
         process = start(*command, preexec_fn=functools.partial(os.close, closed))
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 2 and words in errors and "Traceback" not in errors, errors
+        assert process.returncode == code and words in errors and "Traceback" not in errors, errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
 
 
@@ -446,10 +452,10 @@ def test_stdin(tmp_path: Path, format: str, data: str) -> None:
         (["-o", "."], "--output must have a suffix"),
         (["--dtype", "fp8"], "--dtype must be one of auto, fp32, bf16, got 'fp8'"),
         (["--prune", "cascad:0.5"], "--prune must be one of cascade[:KEEP], merge[:KEEP], mass[:SHARE], threshold"),
-        (["--prune", "cascad:0.5"], "got 'cascad:0.5'; did you mean 'cascade:0.5'?"),
-        (["--prune", "merge:"], "--prune merge:: a number expected after the colon, got ''"),
-        (["--prune", "merge:half"], "--prune merge:half: a number expected after the colon, got 'half'"),
-        (["--prune", "mass:nan"], "--prune mass:nan: a number expected"),
+        (["--prune", "cascad:0.5"], "got 'cascad:0.5'; did you mean 'cascade'?"),
+        (["--prune", "merge:"], "--prune merge must be written merge[:KEEP], got 'merge:'"),
+        (["--prune", "merge:half"], "--prune merge:half: a finite number was expected after the colon, got 'half'"),
+        (["--prune", "mass:nan"], "--prune mass:nan: a finite number was expected"),
         (["--prune", "merge:1.5"], "--prune merge:1.5: keep must lie above 0 and be at most 1, got 1.5"),
         (["--overflow", "wrap"], "--overflow must be one of truncate, split, error, got 'wrap'"),
         (["--invalid", "ignore"], "--invalid must be one of"),
@@ -474,7 +480,7 @@ def test_options_that_cannot_be(
 
 
 def test_writing_needs_pyarrow(trisparse: Run, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     fails(
         trisparse("embed", text, "-o", tmp_path / "o.parquet"), "writing parquet files needs pyarrow", "trisparse[nlp]"
     )
@@ -492,7 +498,8 @@ def test_a_model_that_breaks(
     out = tmp_path / "out.parquet"
     stub.stop_after, stub.error = 11, RuntimeError("out of memory")
     result = trisparse("embed", text, "-o", out)
-    assert str(result.exception) == "out of memory" and "goes on" in result.stderr and "holds 8 rows" in result.stderr
+    assert str(result.exception) == "out of memory"
+    assert "Run the same command again to continue (8 rows are in" in result.stderr
     stub.stop_after = None
     assert trisparse("embed", text, "-o", out).exit_code == 0
     check(out, expected(LINES))
@@ -559,8 +566,8 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
     done = json.loads(progress.read_text().splitlines()[-1])["mark"]["answered"]["rows"]
     assert 0 < done < 2000
     if number != signal.SIGKILL:
-        assert f"stopped; the same command goes on ({out}.partial holds {done:,} rows)" in errors
+        assert f"Stopped. Run the same command again to continue ({done:,} rows are in {out}.partial)." in errors
     with start(*command) as process:
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and f"going on after {done:,} rows" in errors, errors
+    assert process.returncode == 0 and f"continuing after {done:,} rows" in errors, errors
     check(out, expected(lines))

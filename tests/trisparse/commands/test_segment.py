@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,7 @@ pytest.importorskip("safetensors")
 import pointcloud
 from pointcloud.io.read import _SUFFIXES
 from pointcloud.segment import Segmenter
-from trisparse import load_pretrained
+from trisparse import clouds, load_pretrained
 from trisparse.clouds import SUFFIXES
 
 from ..conftest import street
@@ -89,13 +94,13 @@ def test_threads(trisparse: Run, model: Path, cloud: Path) -> None:
 def test_columns_and_format(trisparse: Run, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.dat"
     street()[:, [2, 0, 1]].tofile(path)
-    fails(trisparse("segment", path, "--model", model), "unknown suffix '.dat'")
+    fails(trisparse("segment", path, "--model", model), "unknown suffix '.dat'", code=1)
     result = trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "z x y")
     assert result.exit_code == 0, result.stderr
     assert "820 points" in result.stdout
     assert any(line.split()[:2] == ["unlabelled", "20"] for line in result.stdout.splitlines())
-    fails(trisparse("segment", path, "--model", model, "--format", "bim"), "format must be one of", "'bim'")
-    fails(trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "x y"), "columns must name")
+    fails(trisparse("segment", path, "--model", model, "--format", "bim"), "--format must be one of", "'bim'")
+    fails(trisparse("segment", path, "--model", model, "--format", "bin", "--columns", "x y"), "--columns must name")
 
 
 @pytest.mark.parametrize(("points", "text"), [(0, "0 points, 0 voxels"), (1, "1 points, 1 voxels")])
@@ -115,19 +120,23 @@ def test_points_that_are_not_finite(trisparse: Run, model: Path, tmp_path: Path)
     rows[5, 1] = np.nan
     path = tmp_path / "nan.bin"
     rows.tofile(path)
-    fails(trisparse("segment", path, "--model", model, "-o", tmp_path / "out.ply"), "nan.bin: 1 of 820 points")
+    fails(trisparse("segment", path, "--model", model, "-o", tmp_path / "out.ply"), "nan.bin: 1 of 820 points", code=1)
     assert not (tmp_path / "out.ply").exists()
     result = trisparse("segment", path, "--model", model, "--invalid", "drop")
     assert result.exit_code == 0 and "819 points" in result.stdout
-    fails(trisparse("segment", path, "--model", model, "--invalid", "maybe"), "invalid must be", "'maybe'")
+    fails(
+        trisparse("segment", path, "--model", model, "--invalid", "maybe"),
+        "--invalid must be one of error, drop",
+        "'maybe'",
+    )
 
 
 def test_files_that_are_no_clouds(trisparse: Run, model: Path, tmp_path: Path) -> None:
     fails(trisparse("segment", tmp_path / "absent.bin", "--model", model), "absent.bin: no such file")
     (tmp_path / "picture.pcd").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    fails(trisparse("segment", tmp_path / "picture.pcd", "--model", model), "picture.pcd")
+    fails(trisparse("segment", tmp_path / "picture.pcd", "--model", model), "picture.pcd", code=1)
     (tmp_path / "torn.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 9\n")
-    fails(trisparse("segment", tmp_path / "torn.ply", "--model", model), "torn.ply")
+    fails(trisparse("segment", tmp_path / "torn.ply", "--model", model), "torn.ply", code=1)
     (tmp_path / "none").mkdir()
     fails(trisparse("segment", tmp_path / "none", "--model", model), "no clouds in this folder")
 
@@ -151,12 +160,18 @@ def test_bad_models_and_dtypes(trisparse: Run, model: Path, cloud: Path, tmp_pat
     fails(trisparse("segment", cloud, "--model", "minkunet-99"), "name_or_path must be", "'minkunet-99'")
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     fails(trisparse("segment", cloud, "--model", tmp_path / "w.safetensors"), "is not a safetensors file")
-    fails(trisparse("segment", cloud, "--model", model, "--dtype", "fp8"), "dtype must be one of fp32, bf16, auto")
+    fails(
+        trisparse("segment", cloud, "--model", model, "--dtype", "fp8"),
+        "--dtype must be one of auto, fp32, bf16, got 'fp8'",
+    )
 
 
 def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
     result = trisparse("segment", tmp_path / "absent.bin", "--model", model, "--debug")
     assert result.exit_code == 2 and "Traceback" in result.stderr and "FileNotFoundError" in result.stderr
+    (tmp_path / "bad.bin").write_bytes(b"seven b")
+    result = trisparse("segment", tmp_path / "bad.bin", "--model", model, "--debug")
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "ValueError" in result.stderr
 
 
 def test_a_folder(trisparse: Run, model: Path, tmp_path: Path) -> None:
@@ -180,7 +195,8 @@ def test_one_failure_of_several_loses_nothing(trisparse: Run, model: Path, cloud
     result = trisparse("segment", cloud, tmp_path / "bad.bin", tmp_path / "other.bin", "-o", out, "--model", model)
     assert result.exit_code == 1
     assert "bad.bin" in result.stderr and "1 of 3 clouds failed" in result.stderr and "Traceback" not in result.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["other.bin.ply", "street.bin.ply"]
+    kept = ["trisparse-segment.partial", "trisparse-segment.progress"]
+    assert names(out) == ["other.bin.ply", "street.bin.ply", *kept]
 
 
 def test_batches_never_overwrite(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
@@ -194,3 +210,174 @@ def test_batches_never_overwrite(trisparse: Run, model: Path, cloud: Path, tmp_p
 
 def test_suffixes_are_those_that_are_read() -> None:
     assert set(SUFFIXES) == {suffix for suffix in _SUFFIXES if suffix.count(".") == 1}
+
+
+def three(folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(3):
+        street(seed=i).tofile(folder / f"{i}.bin")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Labelling the cloud of that name is interrupted, once; the names of those that are labelled."""
+    label, seen = clouds.label, []
+
+    def once(*arguments: Any) -> Any:
+        job = next(argument for argument in arguments if isinstance(argument, clouds.Job))
+        seen.append(job.source.name)
+        if job.source.name == name and seen.count(name) == 1:
+            raise KeyboardInterrupt
+        return label(*arguments)
+
+    monkeypatch.setattr(clouds, "label", once)
+    return seen
+
+
+def test_outputs_that_exist(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
+    for option, name in (("--output", "out.ply"), ("--picture", "out.png")):
+        out = tmp_path / name
+        out.write_text("precious")
+        command = ["segment", cloud, option, out, "--model", model]
+        fails(trisparse(*command), f"{name} exists; --overwrite replaces it")
+        assert out.read_text() == "precious"
+        assert trisparse(*command, "--overwrite").exit_code == 0
+        assert out.read_bytes() != b"precious"
+    fails(trisparse("segment", cloud, "--model", model, "--overwrite"), "add --output")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "2.bin.ply").write_text("precious")
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    fails(trisparse(*command), "2.bin.ply exists")
+    assert names(out) == ["2.bin.ply"] and (out / "2.bin.ply").read_text() == "precious"
+    assert trisparse(*command, "--overwrite").exit_code == 0
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"] and (out / "2.bin.ply").stat().st_size > 1000
+
+
+def test_a_stopped_run_continues(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    seen = stopped_at(monkeypatch, "1.bin")
+    result = trisparse(*command)
+    assert result.exit_code == 130, result.output
+    assert "Stopped. Run the same command again to continue (1 of 3 clouds are done)." in result.stderr
+    assert names(out) == ["0.bin.ply", "trisparse-segment.partial", "trisparse-segment.progress"]
+    fails(trisparse(*command, "--dtype", "fp32"), "other settings (dtype 'auto', now 'fp32')", "--overwrite")
+    result = trisparse(*command)
+    assert result.exit_code == 0 and "1 of 3 clouds were done before" in result.stdout, result.output
+    assert seen == ["0.bin", "1.bin", "1.bin", "2.bin"]
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
+    fails(trisparse(*command), "0.bin.ply exists; --overwrite replaces it")
+
+
+def test_a_result_that_was_removed_is_made_again(
+    trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    stopped_at(monkeypatch, "2.bin")
+    assert trisparse(*command).exit_code == 130
+    (out / "0.bin.ply").unlink()
+    assert trisparse(*command).exit_code == 0
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
+
+
+def test_stopped_before_anything_was_done(
+    trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stopped_at(monkeypatch, "0.bin")
+    result = trisparse("segment", three(tmp_path / "in"), "-o", out, "--model", model)
+    assert result.exit_code == 130 and "Stopped before anything was done." in result.stderr
+    assert names(out) == []
+
+
+def test_a_failed_cloud_that_was_put_right_is_done_alone(
+    trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = three(tmp_path / "in"), tmp_path / "out"
+    (folder / "1.bin").write_bytes(b"seven b")
+    command = ["segment", folder, "-o", out, "--model", model]
+    seen = stopped_at(monkeypatch, "none")
+    result = trisparse(*command)
+    assert result.exit_code == 1 and "1 of 3 clouds failed. The others are done" in result.stderr, result.output
+    street(seed=1).tofile(folder / "1.bin")
+    assert trisparse(*command).exit_code == 0
+    assert seen == ["0.bin", "2.bin", "1.bin"]
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
+
+
+def test_an_interrupted_picture_leaves_nothing(
+    trisparse: Run, model: Path, cloud: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(*_: Any, path: Path, **__: Any) -> None:
+        path.write_bytes(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clouds, "draw_labels", half)
+    result = trisparse("segment", cloud, "--picture", tmp_path / "out.png", "--model", model)
+    assert result.exit_code == 130 and names(tmp_path) == ["street.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")
+def test_told_to_end(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(40):
+        street(seed=i).tofile(folder / f"{i:02}.bin")
+    command = ["segment", folder, "-o", out, "--model", model]
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    program = [sys.executable, "-m", "trisparse", *command, "--threads", "1"]
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, cwd=root, env=environment, **options) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("*.ply")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    done = int(re.search(r"continue \((\d+) of 40 clouds are done\)", errors)[1])  # type: ignore[index]
+    written = [path.stat().st_size for path in out.glob("*.ply")]
+    assert 1 <= done <= len(written) <= done + 1 and len(set(written)) == 1
+    assert not [name for name in names(out) if name.startswith(".")]
+    again = trisparse(*command)
+    assert again.exit_code == 0 and f"{done} of 40 clouds were done before" in again.stdout, again.output
+    assert len(list(out.iterdir())) == 40
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("too far apart"), 1, "1 of 3 clouds failed. The others are done"),
+        (OSError(28, "No space left on device"), 2, "Run the same command again to continue (1 of 3 clouds are done)."),
+    ],
+    ids=["labelling", "writing"],
+)
+def test_what_goes_wrong_after_reading(
+    trisparse: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: int,
+    words: str,
+) -> None:
+    label, out = clouds.label, tmp_path / "out"
+
+    def wrong(*arguments: Any) -> Any:
+        if arguments[3].source.name == "1.bin":
+            raise error
+        return label(*arguments)
+
+    command = ["segment", three(tmp_path / "in"), "-o", out, "--model", model]
+    with monkeypatch.context() as patch:
+        patch.setattr(clouds, "label", wrong)
+        result = trisparse(*command)
+    assert result.exit_code == code and words in result.stderr, result.output
+    assert trisparse(*command).exit_code == 0
+    assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]

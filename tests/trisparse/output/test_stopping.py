@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from trisparse.output.stopping import stopping
+from trisparse.output.stopping import stopped, stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -50,3 +50,23 @@ def test_other_threads_hear_no_signals() -> None:
     thread.start()
     thread.join()
     assert found == []
+
+
+def test_the_first_signal_may_only_ask() -> None:
+    with stopping(at_once=False) as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            with stop.later():
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_what_a_stopped_run_says() -> None:
+    assert stopped(None, False) == "Stopped before anything was done."
+    assert stopped("3 of 9 clouds are done", False) == (
+        "Stopped. Run the same command again to continue (3 of 9 clouds are done)."
+    )
+    assert "Run the same command without --overwrite to continue" in stopped("3 rows are in x", True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from trisparse.output import sinks
 from trisparse.texts import documents, sources, tables
 from trisparse.texts.reading import Log, Reading
 
@@ -107,7 +108,7 @@ def test_tables_without_header_or_quotes(tmp_path: Path) -> None:
     for column in ("2", "text", "-1"):
         with pytest.raises(ValueError, match=f"with --no-header --column must be a number from 0 to 1, got '{column}'"):
             read(path, column=column, header=False, quotes=False)
-    with pytest.raises(ValueError, match="no column '0', .*without a header: --no-header"):
+    with pytest.raises(ValueError, match="no column '0', .*if the file has no header, add --no-header"):
         read(path, column="0", quotes=False)
 
 
@@ -140,9 +141,9 @@ def test_missing_columns(tmp_path: Path, suffix: str) -> None:
         write(tmp_path, path.name, "sentence,label\nx,1\n" if suffix == "csv" else '{"sentence": "x", "label": 1}\n')
     with pytest.raises(ValueError, match=r"no column 'text', it has 'sentence', 'label'; name one with --column"):
         read(path)
-    with pytest.raises(ValueError, match=r"no column 'sentense'.*did you mean --column sentence\?"):
+    with pytest.raises(ValueError, match=r"no column 'sentense'.*did you mean 'sentence'\? Name it with --column"):
         read(path, column="sentense")
-    with pytest.raises(ValueError, match=r"no column 'lable'.*did you mean --id-column label\?"):
+    with pytest.raises(ValueError, match=r"no column 'lable'.*did you mean 'label'\? Name it with --id-column"):
         read(path, column="sentence", id_column="lable")
     assert read(path, column="sentence", id_column="label") == [(0, "x", "1")]
 
@@ -163,7 +164,7 @@ def test_json_lines(tmp_path: Path) -> None:
     "line, words",
     [
         ('{"other": 1}', "no column 'text', it has 'other'"),
-        ("{}", "no column 'text', it has none"),
+        ("{}", "no column 'text', it has no columns"),
         ('{"text": 5}', "'text' holds int, text expected"),
         ('{"text": ["a"]}', "'text' holds list, text expected"),
         ('["text"]', "an object expected, got list"),
@@ -175,7 +176,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_ragged_json(tmp_path: Path, line: str, words: str) -> None:
     path = write(tmp_path, "a.jsonl", '{"text": "a", "id": 1.5}\n' + line + '\n{"text": "b", "id": true}\n')
     options = {"id_column": "id"} if "id" in line else {}
-    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: {re.escape(words)}.*; --skip-bad goes on"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: {re.escape(words)}.*; --skip-bad leaves out such lines"):
         read(path, **options)
     counts: dict[str, int] = {}
     assert [found[:2] for found in read(path, counts, skip_bad=True, **options)] == [(0, "a"), (2, "b")]
@@ -203,7 +204,7 @@ INVALID = {
 def test_invalid_text(tmp_path: Path, name: str) -> None:
     data, words, replaced = INVALID[name]
     path = write(tmp_path, name, data)
-    with pytest.raises(ValueError, match=rf"{name}, {words}.*--invalid replace or --invalid skip goes on"):
+    with pytest.raises(ValueError, match=rf"{name}, {words}.*--invalid replace or --invalid skip accepts it"):
         read(path)
     counts: dict[str, int] = {}
     assert read(path, counts, invalid="replace") == [(0, "fine"), (1, replaced), (2, "last")]
@@ -215,13 +216,13 @@ def test_invalid_text(tmp_path: Path, name: str) -> None:
 
 def test_utf16_is_named(tmp_path: Path) -> None:
     for invalid in ("error", "replace"):
-        with pytest.raises(ValueError, match=r"a\.txt: UTF-16 \(its byte-order mark says\), but UTF-8 expected"):
+        with pytest.raises(ValueError, match=r"a\.txt: UTF-8 was expected, got UTF-16 \(by its byte-order mark\)"):
             read(write(tmp_path, "a.txt", "hello".encode("utf-16")), invalid=invalid)
 
 
 @pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark(tmp_path: Path, code: str) -> None:
-    with pytest.raises(ValueError, match=r"a\.txt: UTF-16 \(every other byte is 0\), but UTF-8 expected"):
+    with pytest.raises(ValueError, match=r"a\.txt: UTF-8 was expected, got UTF-16 \(every other byte is 0\)"):
         read(write(tmp_path, "a.txt", "words\nand more\n".encode(code)))
     nulls = "a\0\0b\n\0a\0b\nb\0\0\0\n"  # odd, but text
     assert [text for _, text in read(write(tmp_path, "b.txt", nulls))] == nulls.splitlines()
@@ -309,7 +310,7 @@ def test_parquet_with_text_that_is_none(tmp_path: Path) -> None:
 def test_damaged_gzip(tmp_path: Path) -> None:
     whole = gzip.compress(os.urandom(100_000))
     for data in (whole[:50_000], whole[:50_000] + b"x" * 50_000, b"plain"):
-        with pytest.raises(ValueError, match=r"a\.txt\.gz: not a whole gzip file"):
+        with pytest.raises(ValueError, match=r"a\.txt\.gz: an incomplete or damaged gzip file"):
             read(write(tmp_path, "a.txt.gz", data), invalid="replace")
 
 
@@ -387,7 +388,11 @@ def test_plans_that_cannot_be(tmp_path: Path) -> None:
         ([empty], {}, r"no text in this folder; expected files with a suffix of \.txt"),
         ([path, f"{tmp_path}/empty/../a.txt"], {}, r"a\.txt was named twice, also as"),
         (["-", "-"], {}, "- was named twice$"),
-        ([write(tmp_path, "a.doc", b"")], {}, r"a\.doc: a suffix of \.txt .* expected .*--format"),
+        (
+            [write(tmp_path, "a.doc", b"")],
+            {},
+            r"a\.doc: unknown suffix, expected one of \.txt .*; for another suffix add --format",
+        ),
         ([path], {"format": "word"}, "--format must be one of txt, csv, tsv, jsonl, parquet, got 'word'"),
         ([tmp_path], {"format": "txt"}, "--format is for files and pipes"),
         (["-"], {"format": "parquet"}, "parquet cannot be piped in"),
@@ -399,7 +404,7 @@ def test_plans_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"reading parquet files needs pyarrow: pip install 'trisparse\[nlp\]'"):
         plan(write(tmp_path, "a.parquet", b""))
 

@@ -10,12 +10,21 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from common_models.errors import ArgumentError
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 5
+
+
+class Score(NamedTuple):
+    """As common_models.scores.ClassScore, without torch."""
+
+    label: str
+    probability: float
 
 
 @dataclass
@@ -23,7 +32,7 @@ class Answer:
     """What both commands read of an answer."""
 
     vector: np.ndarray
-    best: list[tuple[str, float]]
+    best: list[Score]
     tokens: int
     truncated: int
     kept: int
@@ -33,7 +42,8 @@ def answer(text: str, limit: int) -> Answer:
     """Numbers that depend on the text alone."""
     numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[: 4 * SIZE], np.uint32) / 2**32
     words = len(text.split())
-    scores = sorted(zip("abcde", (numbers / numbers.sum()).tolist()), key=lambda pair: -pair[1])
+    scores = [Score(*pair) for pair in zip("abcde", (numbers / numbers.sum()).tolist())]
+    scores.sort(key=lambda score: -score.probability)
     return Answer(numbers.astype(np.float32), scores, min(words, limit - 2) + 2, max(0, words - limit + 2), 2)
 
 
@@ -59,7 +69,11 @@ class Stub:
     @classmethod
     def load(cls, name: str, **options: Any) -> Stub:
         if name == "unknown":
-            raise ValueError("name_or_path must be a folder, a file or one of stub, got 'unknown'; download=True does")
+            raise ArgumentError(
+                "name_or_path",
+                "must be a folder, a file or one of stub, got 'unknown'",
+                ("download=True", "fetches one"),
+            )
         cls.loaded.append({"name": name, **options})
         return cls(options.get("max_length") or 256)
 
@@ -92,8 +106,8 @@ class Stub:
 
 PROGRAM = r"""
 import re, sys, types
-from tests.trisparse.texts import Stub
-from trisparse import texts
+from tests.trisparse.stand_ins import Stub
+from trisparse.texts import run as texts
 Stub.seen = None
 Stub.seconds, texts.FLUSH_SECONDS = {seconds}, {flush}
 for module, name in (("nlp.texts.embedder", "Embedder"), ("nlp.texts.classifier", "TextClassifier")):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trisparse.output.journal import Journal
+from trisparse.output.spool import Journal, Spool
 
 ITEMS = {"a": [1, 2], "b": [], "c": [3], "d": [4, 5, 6]}
 
@@ -107,3 +107,43 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         Journal(tmp_path, {})
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Journal(tmp_path / "none" / "out.jsonl", {})
+
+
+def test_lines_of_an_item_that_was_not_finished_stay_on_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(Stopped), Journal(path, {}) as journal:
+        journal.write([{"frame": 0}])
+        raise Stopped
+    assert (tmp_path / "out.jsonl.partial").read_text() == '{"frame": 0}\n'
+
+
+def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Stopped), Journal(tmp_path / "out.jsonl", {}):
+        raise Stopped
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_marks_of_an_unfinished_run(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(Stopped), Spool(path, {}, notes=[1]) as spool:
+        spool.append(b"one", {"n": 1})
+        spool.append(b"two", {"n": 2})
+        spool.write(b"three")
+        raise Stopped
+    with Spool(path, {}) as spool:
+        assert (spool.marks, spool.mark, spool.found) == ([{"n": 1}, {"n": 2}], {"n": 2}, [1])
+        spool.finish()
+    assert path.read_bytes() == b"onetwo" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_spool_whose_results_are_elsewhere(tmp_path: Path) -> None:
+    with Spool(tmp_path / "progress", {}) as spool:
+        spool.set_mark({"item": "a"})
+        spool.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with Journal(tmp_path / "out.jsonl", {}), pytest.raises(FileExistsError, match="is being written by another run"):
+        Journal(tmp_path / "out.jsonl", {}, overwrite=True)

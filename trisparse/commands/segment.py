@@ -1,0 +1,72 @@
+"""The command `trisparse segment`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trisparse.commands.options import Model, Options, check_choice, filled_by_typer
+
+DEFAULT_MODEL = "minkunet14-streets"
+INVALID = ("error", "drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(Options):
+    """How clouds are read, labelled and written."""
+
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PLY file to write; a folder for several clouds.")
+    ] = None
+    model: Model = DEFAULT_MODEL
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to write (bird's eye and range view); a folder for several clouds.")
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(help="Format of files whose suffix does not tell: kitti nuscenes bin pcd ply las npy npz text."),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(help='Columns of files that do not name them, as in "x y z intensity _" (_ skips a column).'),
+    ] = None
+    invalid: Annotated[str, typer.Option(help="Points that are not finite: error, or drop them.")] = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from pointcloud.io.columns import parse_columns
+        from pointcloud.io.read import FORMATS
+
+        check_choice("--invalid", self.invalid, INVALID)
+        if self.format is not None:
+            check_choice("--format", self.format, FORMATS)
+        try:
+            parse_columns(self.columns)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+
+    @property
+    def places(self) -> tuple[Path | None, ...]:
+        return (self.output, self.picture)
+
+
+@filled_by_typer(SegmentOptions)
+def segment(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="A cloud (.bin .pcd .ply .las .laz .npy .npz .txt .xyz .csv .pts), several, or a folder."),
+    ],
+    options: SegmentOptions,
+) -> int:
+    """Label every point of LiDAR sweeps: sensor at the origin, z up, metres.
+
+    A run over several clouds that was stopped continues where it stopped when the same command is given again.
+
+    Exit code 0 where all clouds were labelled, 1 where some or all of them failed, 2 for a command that cannot work.
+    """
+    from trisparse import clouds
+
+    return clouds.run(clouds.plan(files, options), options)
