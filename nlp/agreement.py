@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from common_models import agreement
 from common_models.modes import evaluating
 from nlp.packing.architectures import parts_of
+from nlp.tuning.sample import read
 
 _MAX_TOKENS = 8192  # of a batch of texts, padding included
 
@@ -108,8 +109,6 @@ def _batches(model: nn.Module, data: Any, tokenizer: Any) -> Iterator[Mapping[st
         else:
             yield one
     if texts:
-        from nlp.tuning.sample import read
-
         sample = read(model, texts, tokenizer, None)
         device = next(model.parameters()).device
         for positions in sample.batches(range(len(sample)), _MAX_TOKENS):

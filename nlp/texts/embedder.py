@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common_models import dtypes
 from common_models.threads import set_threads
+from nlp.accelerate import accelerate
 from nlp.packing.architectures import parts_of
 from nlp.pretrained import load_pretrained, load_tokenizer
 from nlp.pretrained.cards import ModelCard
@@ -269,8 +270,6 @@ def tokens_left(out: Any, mask: Tensor) -> Tensor:
 
 def accelerated(model: Any, dtype: Any, prune: Any, task: str = "auto") -> Any:
     """The model without padding and, with a policy, without unimportant tokens; with the card of the original."""
-    from nlp.accelerate import accelerate
-
     faster = accelerate(model, prune=prune, dtype=dtype, task=task)
     faster.card = model.card
     return faster

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from common_models import calibration
+from nlp.accelerate import accelerate
 from nlp.prune.policy import Policy
 
 
@@ -87,8 +88,6 @@ class Calibration(calibration.Calibration):
 
     def accelerate(self) -> Any:
         """The network with the policy."""
-        from nlp.accelerate import accelerate
-
         return accelerate(self.model, prune=self.policy, dtype=self.dtype, task=self.task)
 
     def __str__(self) -> str:
