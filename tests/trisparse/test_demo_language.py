@@ -25,7 +25,7 @@ from ..nlp import tiny_models
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of random numbers in place of the real one, which knows few words and tells texts apart."""
     model = tiny_models.bert(max_position_embeddings=256)
-    model.card = ModelCard("tiny", "Random numbers.", "BertModel", max_tokens=256)
+    model.card = ModelCard(name="tiny", description="Random numbers.", architecture="BertModel", max_tokens=256)
     tokenizer = tiny_models.tokenizer(256)
     monkeypatch.setattr(nlp, "load_pretrained", lambda name: model)
     monkeypatch.setattr(nlp, "load_tokenizer", lambda name: tokenizer)
