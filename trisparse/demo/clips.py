@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common_models.files import replace_atomically
 from video.reader import VideoReader
 
 # A folder of clips as gradio ships them, where `python -m benchmarks video` keeps them by default.
@@ -64,7 +65,7 @@ def fixed_camera(folder: Path) -> tuple[Footage | None, list[str]]:
     if importlib.util.find_spec("sklearn") is None:
         return None, [*skipped, "a made clip of a fixed camera: its photograph is scikit-learn's, which is missing"]
     path = folder / "fixed.mp4"
-    write_fixed_camera(path)
+    write_fixed_camera(path, FRAMES)
     return Footage("fixed", "Fixed camera, made of two photographs and noise", path), skipped
 
 
@@ -79,7 +80,7 @@ def moving_camera() -> tuple[Footage | None, list[str]]:
     return Footage("moving", "Moving camera, a street", path), []
 
 
-def write_fixed_camera(path: Path, frames: int = FRAMES) -> None:
+def write_fixed_camera(path: Path, frames: int) -> None:
     """Write an H.264 file: a photograph with a sensor's noise, before which part of another one passes.
 
     The file appears whole or not at all.
@@ -92,8 +93,7 @@ def write_fixed_camera(path: Path, frames: int = FRAMES) -> None:
     passing = load_sample_image("flower.jpg")[40:380, 160:500].astype(np.float32)
     side = len(passing)
     generator = np.random.default_rng(0)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replace_atomically(path) as partial:
         with av.open(os.fspath(partial), "w") as container:
             stream = container.add_stream("libx264", rate=Fraction(25))
             stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "20"}
@@ -107,9 +107,6 @@ def write_fixed_camera(path: Path, frames: int = FRAMES) -> None:
                 frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def changed_frames(size: int) -> list[torch.Tensor]:

@@ -54,7 +54,15 @@ def save_tiny(path: Path, direction: str = "past") -> Path:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     model.train()(torch.randn(4 * 4, 3, 32, 32))  # batch norms that know their input: values keep their size
-    save_pretrained(model, path, ModelCard("Random numbers.", "TSM", arguments, NAMES, size=32, num_segments=4))
+    card = ModelCard(
+        description="Random numbers.",
+        architecture="TSM",
+        arguments=arguments,
+        class_names=NAMES,
+        size=32,
+        num_segments=4,
+    )
+    save_pretrained(model, path, card)
     return path
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 import pointcloud
-from pointcloud.io.read import _SUFFIXES
+from pointcloud.io import SUFFIXES as READABLE
 from pointcloud.segment import Segmenter
 from trisparse import clouds, load_pretrained
 from trisparse.clouds import SUFFIXES
@@ -209,7 +209,7 @@ def test_batches_never_overwrite(trisparse: Run, model: Path, cloud: Path, tmp_p
 
 
 def test_suffixes_are_those_that_are_read() -> None:
-    assert set(SUFFIXES) == {suffix for suffix in _SUFFIXES if suffix.count(".") == 1}
+    assert set(SUFFIXES) == {suffix for suffix in READABLE if suffix.count(".") == 1}
 
 
 def three(folder: Path) -> Path:
