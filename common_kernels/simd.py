@@ -8,6 +8,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.core.config import CPU_FEATURES
 from numba.extending import intrinsic
@@ -282,3 +283,12 @@ def store_sums(builder: Any, sums: list[list[Any]], addresses: list[Any]) -> Non
     for slots, address in zip(sums, addresses):
         for v, slot in enumerate(slots):
             store_at(builder, builder.load(slot, typ=VF), builder.add(address, I64(4 * LANES * v)), 4)
+
+
+@njit(nogil=True, cache=True)
+def keep(array):
+    """Do nothing, after the last use of an array's address.
+
+    Numba frees an array after the last mention of its name, even where its address is still in use.
+    """
+    return array.size

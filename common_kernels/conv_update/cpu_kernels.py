@@ -11,7 +11,7 @@ from common_kernels.conv_update.cpu_simd import depthwise_rows, hardswish_row, s
 from common_kernels.gather_gemm.cpu import TALLEST, multiply_rows
 from common_kernels.reach.cpu import bytes_at, int32_at
 from common_kernels.row_update.cpu_simd import copy_bytes
-from common_kernels.simd import LANES, add_row, add_row_bf16, copy_row, round_row_bf16
+from common_kernels.simd import LANES, add_row, add_row_bf16, copy_row, keep, round_row_bf16
 
 # Pixels of a block: whole register tiles of every height (6, 8 and 12 rows), sums that stay in the L2 cache.
 BLOCK = 96
@@ -172,6 +172,8 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
                 for group in range(1, groups):
                     copy_row(row_sums + 4 * group * (c_out // groups), row_sums + 4 * group * columns, c_out // groups)
             finish_row(row_sums, np.int64(listed[first + r]), residual, out, flags, c_out, half, activation, threshold)
+    keep(sums)
+    keep(patch)
 
 
 @njit(nogil=True, cache=True)
@@ -270,3 +272,4 @@ def update_depthwise(x, packed, start, zeros, residual, out, mask, rows, count, 
         for r in range(n):
             row = np.int64(listed[first + r])
             finish_row(base + r * stride, row, residual, out, flags, channels, half, spec[_AT.activation], threshold)
+    keep(sums)

@@ -11,7 +11,7 @@ from common_kernels.conv_update.cpu_kernels import NONE, finish_row
 from common_kernels.pool_update import reference
 from common_kernels.pool_update.cpu_simd import max_row, max_row_bf16
 from common_kernels.reach.cpu import AT, bytes_at, floats_at, int32_at, list_active, mask_spec
-from common_kernels.simd import HAS_BF16_DOT, add_row, add_row_bf16
+from common_kernels.simd import HAS_BF16_DOT, add_row, add_row_bf16, keep
 from common_kernels.threads import parallel_for
 from common_kernels.windows import Window
 
@@ -104,3 +104,4 @@ def _update(x, out, mask, rows, spec, channels, half, largest, padded, divisor, 
             for c in range(channels):
                 sums[c] /= share
         finish_row(base, row, 0, out, flags, channels, half, NONE, threshold)
+    keep(buffer)
