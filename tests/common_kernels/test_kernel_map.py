@@ -72,7 +72,7 @@ def test_equals_reference(name, shuffled, device, monkeypatch, poisoned_memory):
 
 
 @pytest.mark.parametrize("name", ["subm k3", "k3s2p1", "k3s2p2d2", "transposed k3s2p1"])
-@pytest.mark.parametrize("shuffled", [False, True], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize("shuffled", [pytest.param(False, marks=pytest.mark.slow), True], ids=["sorted", "shuffled"])
 def test_gpu_kernels_equal_reference(name, shuffled, kernel_device, monkeypatch, poisoned_memory):
     from common_kernels.kernel_map import cpu, gpu
 
