@@ -41,7 +41,6 @@ def fails(result: Any, *words: str, code: int = 2) -> None:
 
 
 def test_labels_are_those_of_the_network(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
-    pytest.importorskip("plyfile")
     out = tmp_path / "out.ply"
     result = trisparse("segment", cloud, "-o", out, "--model", model, "--dtype", "fp32")
     assert result.exit_code == 0, result.stderr
@@ -105,7 +104,6 @@ def test_columns_and_format(trisparse: Run, model: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("points", "text"), [(0, "0 points, 0 voxels"), (1, "1 points, 1 voxels")])
 def test_hardly_any_points(trisparse: Run, model: Path, tmp_path: Path, points: int, text: str) -> None:
-    pytest.importorskip("plyfile")
     pytest.importorskip("matplotlib")
     path, out = tmp_path / "cloud.ply", tmp_path / "out.ply"
     pointcloud.write_ply(path, pointcloud.PointCloud(torch.full((points, 3), 5.0)))
@@ -175,7 +173,6 @@ def test_debug_shows_where(trisparse: Run, model: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder(trisparse: Run, model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("plyfile")
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for i in range(3):
