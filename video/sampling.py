@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from common_models.names import did_you_mean
 
 MODES = ("uniform", "twice", "dense", "random")
 # A dense clip is spread over this many frames, wherever it starts.
@@ -54,8 +54,7 @@ def sample_indices(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if mode not in MODES:
-        close = difflib.get_close_matches(str(mode), MODES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(str(mode), MODES)
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}{hint}")
     if starts is not None and (mode != "dense" or not hasattr(starts, "__index__") or starts < 1):
         raise ValueError(f"starts must be at least 1 and belongs to mode 'dense', got {starts} for {mode!r}")

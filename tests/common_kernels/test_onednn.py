@@ -235,4 +235,4 @@ def test_private_operators_are_named_in_one_file() -> None:
         for path in (ROOT / package).rglob("*.py")
         if "ops.mkldnn" in path.read_text()
     }
-    assert found - {"video/delta/network.py"} == {"common_kernels/onednn.py"}
+    assert found == {"common_kernels/onednn.py"}

@@ -153,8 +153,8 @@ def test_proxyless_arguments_from_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet51", {}, r"got 'resnet51'; did you mean resnet50"),
-        ("mobilenetv2", {}, "did you mean mobilenet_v2"),
+        ("resnet51", {}, r"got 'resnet51'; did you mean 'resnet50'"),
+        ("mobilenetv2", {}, "did you mean 'mobilenet_v2'"),
         ("xyz", {}, "name must be one of resnet18, .*, got 'xyz'$"),
         ("resnet18", {"layer": 3}, "resnet18: .*unexpected keyword argument 'layer'"),
         ("resnet18", {"groups": 2}, "groups and group_width need bottleneck blocks"),

@@ -185,7 +185,7 @@ def test_wrong_settings(clip: Path) -> None:
     for threads in (-1, 1.5, True):
         with pytest.raises(ValueError, match="threads must be an integer"):
             VideoReader(clip, threads=threads)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"backend must be one of 'pyav', .*got 'pyaw' \(did you mean 'pyav'\?\)"):
+    with pytest.raises(ValueError, match=r"backend must be one of 'pyav', .*got 'pyaw'; did you mean 'pyav'\?"):
         VideoReader(clip, backend="pyaw")
 
 

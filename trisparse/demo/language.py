@@ -193,7 +193,7 @@ def _finding(rows: list[Row]) -> str:
 def _rows(model: Any, texts: _Texts) -> tuple[list[Row], list[str]]:
     arrival, by_length = texts.batches(sort=False), texts.batches(sort=True)
     padding, sorted_padding = _padding(arrival), _padding(by_length)
-    half = nlp.accelerate(model, dtype="fastest")
+    half = nlp.accelerate(model, dtype="auto")
     fast = half.acceleration.dtype == torch.bfloat16
     rows = [
         Row("dense", "fp32", model, arrival, padding, 0.0),
@@ -208,7 +208,7 @@ def _rows(model: Any, texts: _Texts) -> tuple[list[Row], list[str]]:
     else:
         skipped.append("language in bf16: this processor does not multiply it, fp32 is faster here")
     for name, policy in ((f"merged to {KEEP:.0%}", Merge(KEEP)), (f"dropped to {KEEP:.0%}", Cascade(KEEP))):
-        pruned = nlp.accelerate(model, prune=policy, dtype="fastest")
+        pruned = nlp.accelerate(model, prune=policy, dtype="auto")
         rows.append(Row(f"packed, {name}", numbers, pruned, arrival, 0.0, PRUNED))
     return rows, skipped
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from common_models.names import did_you_mean
 from video.models.efficientnet_lite import VARIANTS, EfficientNetLite
 from video.models.mobilenet_v2 import MobileNetV2
 from video.models.proxyless import ProxylessNAS
@@ -27,11 +27,10 @@ def create(name: str, **arguments: Any) -> nn.Module:
     """A network of single frames with random weights, as `create("resnet50", num_classes=10)`.
 
     Raises:
-        ValueError: a name that is none of NETWORKS (the message lists close ones), or a wrong argument.
+        ValueError: a name that is not one of NETWORKS (the message lists close ones), or a wrong argument.
     """
     if name not in NETWORKS:
-        close = difflib.get_close_matches(name, NETWORKS, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean(name, NETWORKS, cutoff=0.5)
         raise ValueError(f"name must be one of {', '.join(NETWORKS)}, got {name!r}{hint}")
     try:
         return NETWORKS[name](**arguments)

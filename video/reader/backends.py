@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Protocol
 
 import torch
 
+from common_models.names import did_you_mean
 from video.reader.index import FrameIndex
 
 # Module of each backend; it holds `open_backend(index, threads) -> Backend`.
@@ -37,8 +37,7 @@ class Backend(Protocol):
 def check_backend(name: str) -> None:
     """ValueError with the close matches unless `name` is a backend."""
     if name not in BACKENDS:
-        close = get_close_matches(str(name), BACKENDS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(str(name), BACKENDS)
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}{hint}")
 
 

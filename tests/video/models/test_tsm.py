@@ -132,7 +132,7 @@ def test_wrong_frames(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TSM("resnet51"), "did you mean resnet50"),
+        (lambda: TSM("resnet51"), "did you mean 'resnet50'"),
         (lambda: TSM("resnet18", num_classes=0), "num_classes must be at least 1, got 0"),
         (lambda: TSM("resnet18", fold_div=1), "fold_div must be at least 2"),
         (lambda: TSM("resnet18", shift=False, direction="future"), "direction must be one of"),
