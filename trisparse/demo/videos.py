@@ -137,11 +137,12 @@ def videos(folder: Path, say: Callable[[str], None], quick: bool = False) -> Vid
             motion = _motions(path, truth)
     caption = (
         "CPU time per frame on one thread, decoding included. Dense: the network as loaded, every frame decoded, "
-        "converted and computed. Same answer: share of all frames with the dense network's first class. Skipping found "
-        f"its threshold in the clip, unlabelled, for at most {MAX_FLIPS:.0%} changed answers; where none saves "
-        "anything, or half of the clip does not bear out the other, every frame is computed. Pixels changed: computed "
-        "again where they move by that part of a layer's typical value, found likewise in the clip's beginning; "
-        "frames that change too much are computed as a whole."
+        "converted and computed. Same answer: share of all frames with the dense network's first class. Skipping: the "
+        "threshold is found in the clip itself, without labels, so that it changes at most "
+        f"{MAX_FLIPS:.0%} of the answers; every frame is computed where no threshold saves anything, or where the "
+        "threshold of one half changes too many answers in the other. Pixels changed: only those are computed again "
+        "that move by this share of a layer's typical value, a threshold found in the same way at the beginning of the "
+        "clip; frames that change too much are computed as a whole."
     )
     return Videos(clips, Path(name).name, caption, motion, skipped)
 
