@@ -195,7 +195,7 @@ def _clip(footage: Footage, model: nn.Module, folder: Path, quick: bool) -> Clip
                 f"  pixels changed by {found.threshold:.2g}",
                 _answers(reader, by_changes, fast, EveryNth(1)),
             ),
-            Row(title, f"accelerated {_dtype(half)}", _answers(reader, half.per_frame, fast, EveryNth(1))),
+            Row(title, f"accelerated auto ({_dtype(half)})", _answers(reader, half.per_frame, fast, EveryNth(1))),
         ]
         for _ in range(1 if quick else ROUNDS):
             for row in rows:
