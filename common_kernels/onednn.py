@@ -214,8 +214,8 @@ class PackedWeight(Generic[T]):
     rows or more. A larger weight is compared in turns of 2 KiB, each spread over the whole weight, one or more in a
     call: an edit of the whole weight is noticed in the next call, that of a single number after at most as many calls
     as the weight has turns, or 16384 / rows if that is less. To be sure at once, call `drop`, which a `PackedModule`
-    does in ``train()``, ``eval()``, ``to(...)`` and ``load_state_dict``. The check takes 0.5 to 2 % of a product of 16 to 128
-    rows, and less of larger ones.
+    does in ``train()``, ``eval()``, ``to(...)`` and ``load_state_dict``. The check takes 0.5 to 2 % of a product of 16
+    to 128 rows, and less of larger ones.
 
     Copies and pickles are empty: what they belong to has a weight of its own.
     """
