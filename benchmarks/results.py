@@ -20,7 +20,8 @@ BASELINES = (("spconv", "fp32", 1), ("spconv", "fp16", 1), ("plain torch", "fp32
 # Those of video, where ours is held against the same dtype and threads if they were measured, else against fp32 on one
 # thread (frames: uint8).
 VIDEO_BASELINES = (
-    "decord", "every frame", "accelerated, dense", "zeros and slice copies", "library, dense", "NCHW, slice copies"
+    "decord", "every frame", "accelerated, dense", "zeros and slice copies", "library, dense", "NCHW, slice copies",
+    "as loaded",
 )  # fmt: skip
 # Those of language, each in fp32 on the same number of threads.
 NLP_BASELINES = ("HF, arrival order", "padded SDPA", "probabilities, summed", "boolean mask", "DynamicCache")

@@ -208,6 +208,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "pointcloud-training": _case("pointcloud", "training"),
     "video-reader": _case("video", "reader", measure="cpu_ms"),
     "video-networks": _case("video", "networks", measure="cpu_ms"),
+    "video-small": _case("video", "small", measure="cpu_ms"),
     "video-motion": motion,
     "video-delta": _case("video", "delta", measure="cpu_ms"),
     "video-skipping": _case("video", "skipping", measure="cpu_ms"),
