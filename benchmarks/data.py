@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from trisparse.data import data_folder
 
 
 class Unavailable(Exception):
@@ -16,9 +17,3 @@ def data_file(relative: str) -> Path:
     if not path.is_file():
         raise Unavailable(f"no {path} (TRISPARSE_DATA names the folder of real data)")
     return path
-
-
-def data_folder() -> Path:
-    """The folder of real data: $TRISPARSE_DATA where it is set, else ../shared/data beside the checkout."""
-    named = os.environ.get("TRISPARSE_DATA")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"

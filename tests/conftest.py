@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.data import data_folder
+from trisparse.data import data_folder
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 # The interpreter and a real device cannot share a process: @triton.jit reads the variable once.

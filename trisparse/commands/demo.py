@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Label sweeps, answer clips, embed texts, each beside what others do, and write a page with pictures.
 
-    Real sweeps and texts are looked for in $TRISPARSE_DATA, else in ../shared/data.
+    Real sweeps and texts are looked for in $TRISPARSE_DATA, else in ../shared/data beside the checkout.
     """
     with errors(debug):
         from trisparse.demo import run

@@ -16,9 +16,9 @@ import nlp
 from nlp.picture import draw_survivors
 from nlp.prune import Cascade, Merge
 from nlp.texts.embedder import pool
+from trisparse.data import data_folder
 from trisparse.demo.comparison import one_setting
 from trisparse.demo.passages import passages
-from trisparse.demo.scenes import data_folder
 from trisparse.progress import compiling
 
 NETWORK = "all-minilm-l6-v2"

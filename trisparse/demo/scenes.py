@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pointcloud.segment import Segmenter
 from pointcloud.simulate import CLASSES, simulate_sweep
 from pointcloud.training import Confusion
 from trisparse.clouds import Job, Result, label
+from trisparse.data import data_folder
 
 # Neither a seed that the demonstration network was trained on nor one it was measured on.
 SEED = 2_000_000
@@ -42,11 +42,6 @@ class Labelled:
     ply: Path
     accuracy: float | None = None
     mean_iou: float | None = None
-
-
-def data_folder() -> Path:
-    """$TRISPARSE_DATA, else ../shared/data."""
-    return Path(os.environ.get("TRISPARSE_DATA") or "../shared/data")
 
 
 def real_scenes() -> tuple[list[Scene], list[str]]:
