@@ -81,17 +81,19 @@ def make_multiply_add(builder: Any, bf16: bool) -> Any:
 def gemm_tile(rows: int, vectors: int, bf16: bool) -> Any:
     """A kernel `acc[r, :] += x[r, :] @ w` for `rows` rows, each at an address of its own, and LANES * vectors columns.
 
-    Its arguments: the address of `rows` row addresses of acc, an offset in bytes added to each, the address of `rows`
-    row addresses of x, the address of w, the number of steps, the stride of w per step in bytes. A step is one input
-    channel of 4 bytes, or two of bf16.
+    Its arguments: the address of `rows` row addresses of acc, an offset in bytes added to each, the same two for x, the
+    address of w, the number of steps, the stride of w per step in bytes. A step is one input channel of 4 bytes, or two
+    of bf16.
     """
 
     @intrinsic
-    def tile(context, acc, offset, x, w, steps, w_stride):
+    def tile(context, acc, acc_offset, x, x_offset, w, steps, w_stride):
         def codegen(context, builder, signature, args):
-            acc, offset, x, w, steps, w_stride = args
-            to = [builder.add(load_at(builder, builder.add(acc, I64(8 * r)), I64, 8), offset) for r in range(rows)]
-            src = [load_at(builder, builder.add(x, I64(8 * r)), I64, 8) for r in range(rows)]
+            acc, acc_offset, x, x_offset, w, steps, w_stride = args
+            to, src = (
+                [builder.add(load_at(builder, builder.add(each, I64(8 * r)), I64, 8), offset) for r in range(rows)]
+                for each, offset in ((acc, acc_offset), (x, x_offset))
+            )
             sums = _load_sums(builder, to, vectors)
             multiply_add = make_multiply_add(builder, bf16)
             with cgutils.for_range(builder, steps) as loop:
@@ -110,7 +112,7 @@ def gemm_tile(rows: int, vectors: int, bf16: bool) -> Any:
             store_sums(builder, sums, to)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), codegen
+        return types.void(*[types.int64] * 7), codegen
 
     return tile
 

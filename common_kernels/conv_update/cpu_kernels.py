@@ -165,7 +165,7 @@ def update_blocks(x, packed, start, zeros, residual, out, mask, rows, count, spe
                         src[r] = pieces + r * 4 * steps
                         _put_together(src[r], x, image[r], y, z, spec, size, group * taken)
                 w = packed + (group * runs + run) * steps * columns * 4
-                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
+                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, 0, steps, steps, columns, half)
         for r in range(n):
             row_sums = base + r * stride
             if columns * groups != c_out:

@@ -23,6 +23,10 @@ from common_kernels.simd import (
 from common_kernels.threads import parallel_for
 
 TALLEST = max(TILE_ROWS)
+# Columns of a panel of packed weights, and the steps of it that stay in a first-level cache of 32 KB while all rows of
+# a tile pass.
+PANEL = LANES * MAX_VECTORS
+STEPS = 24 * 1024 // (4 * PANEL)
 
 
 def gather_gemm(
@@ -75,19 +79,27 @@ def gather_gemm(
 def pack_weight(weight: Tensor) -> np.ndarray:
     """weight [K, Cin, Cout] as [K, steps, columns] fp32 words, columns padded with zeros to whole vectors.
 
-    A word of bf16 holds two input channels, which the dot-product instruction multiplies in one step.
+    A word of bf16 holds two input channels, which the dot-product instruction multiplies in one step. The words of a
+    tap lie panel by panel: the columns of one register tile, step after step. However many columns there are, a tile
+    then reads one piece of memory from its begin to its end.
     """
     taps, c_in, c_out = weight.shape
-    columns = -(-c_out // LANES) * LANES
-    if weight.dtype == torch.float32:
-        packed = weight.new_zeros(taps, c_in, columns)
-        packed[:, :, :c_out] = weight
-        return packed.numpy()
-    steps = -(-c_in // 2)
-    packed = weight.new_zeros(taps, steps, columns, 2)
-    packed[:, :, :c_out, 0] = weight[:, 0::2]
-    packed[:, : c_in // 2, :c_out, 1] = weight[:, 1::2]
-    return packed.view(torch.float32).squeeze(3).numpy()
+    per_word = 1 if weight.dtype == torch.float32 else 2
+    steps, columns = -(-c_in // per_word), -(-c_out // LANES) * LANES
+    packed = weight.new_zeros(taps, steps * columns * per_word)
+    whole = c_out // PANEL * PANEL
+    for first, end in ((0, whole), (whole, c_out)):
+        if first == end:
+            continue
+        width = min(PANEL, columns - first)
+        panels = -(-(end - first) // width)
+        place = packed.narrow(1, first * steps * per_word, panels * width * steps * per_word)
+        place = place.view(taps, panels, steps, width, per_word)
+        values = weight[:, :, first:end].unflatten(2, (panels, -1)).transpose(1, 2)
+        for part in range(per_word):
+            each = values[:, :, part::per_word]
+            place[:, :, : each.shape[2], : each.shape[3], part] = each
+    return packed.view(torch.float32).view(taps, steps, columns).numpy()
 
 
 def _even_channels(x: Tensor) -> Tensor:
@@ -107,56 +119,99 @@ _half_4, _half_4_short = gemm_tile(TILE_ROWS[4], 4, HAS_BF16_DOT), gemm_tile(TIL
 
 
 @njit(nogil=True, cache=True)
-def multiply_rows(n, acc, x, w, steps, columns, half):
-    """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x, filled up to a whole register tile."""
-    stride, vectors, at = 4 * columns, columns // LANES, 0
-    while at < vectors:
-        v = min(MAX_VECTORS, vectors - at)
-        offset, rows, r = 4 * LANES * at, TILE_ROWS[v], 0
-        while r < n:
-            short = n - r <= rows // 2
-            to, src, line = acc + 8 * r, x + 8 * r, w + offset
-            if half:
-                if v == 4:
-                    if short:
-                        _half_4_short(to, offset, src, line, steps, stride)
-                    else:
-                        _half_4(to, offset, src, line, steps, stride)
-                elif v == 3:
-                    if short:
-                        _half_3_short(to, offset, src, line, steps, stride)
-                    else:
-                        _half_3(to, offset, src, line, steps, stride)
-                elif v == 2:
-                    if short:
-                        _half_2_short(to, offset, src, line, steps, stride)
-                    else:
-                        _half_2(to, offset, src, line, steps, stride)
-                elif short:
-                    _half_1_short(to, offset, src, line, steps, stride)
-                else:
-                    _half_1(to, offset, src, line, steps, stride)
-            elif v == 4:
+def multiply_rows(n, acc, x, w, first, last, steps, columns, half):
+    """acc[r] += x[r] @ w for the n rows whose addresses lie at acc and x, filled up to a whole register tile.
+
+    w: address of one tap of packed weights, of `steps` steps, of which [first, last) are multiplied: the first word of
+    x[r] belongs to step `first`.
+    """
+    blocks = -(-(last - first) // STEPS)
+    for panel in range(0, columns, PANEL):
+        width = min(PANEL, columns - panel)
+        for block in range(blocks):
+            begin = first + (last - first) * block // blocks
+            end = first + (last - first) * (block + 1) // blocks
+            line = w + 4 * (steps * panel + begin * width)
+            _multiply_panel(n, acc, 4 * panel, x, 4 * (begin - first), line, end - begin, width // LANES, half)
+
+
+@njit(nogil=True, cache=True)
+def _multiply_panel(n, acc, offset, x, x_offset, w, steps, v, half):
+    """The product with one panel of v vectors, from the bytes `offset` of each row of acc and `x_offset` of x on."""
+    rows, stride, r = TILE_ROWS[v], 4 * LANES * v, 0
+    while r < n:
+        short = n - r <= rows // 2
+        to, src = acc + 8 * r, x + 8 * r
+        if half:
+            if v == 4:
                 if short:
-                    _wide_4_short(to, offset, src, line, steps, stride)
+                    _half_4_short(to, offset, src, x_offset, w, steps, stride)
                 else:
-                    _wide_4(to, offset, src, line, steps, stride)
+                    _half_4(to, offset, src, x_offset, w, steps, stride)
             elif v == 3:
                 if short:
-                    _wide_3_short(to, offset, src, line, steps, stride)
+                    _half_3_short(to, offset, src, x_offset, w, steps, stride)
                 else:
-                    _wide_3(to, offset, src, line, steps, stride)
+                    _half_3(to, offset, src, x_offset, w, steps, stride)
             elif v == 2:
                 if short:
-                    _wide_2_short(to, offset, src, line, steps, stride)
+                    _half_2_short(to, offset, src, x_offset, w, steps, stride)
                 else:
-                    _wide_2(to, offset, src, line, steps, stride)
+                    _half_2(to, offset, src, x_offset, w, steps, stride)
             elif short:
-                _wide_1_short(to, offset, src, line, steps, stride)
+                _half_1_short(to, offset, src, x_offset, w, steps, stride)
             else:
-                _wide_1(to, offset, src, line, steps, stride)
-            r += rows // 2 if short else rows
-        at += v
+                _half_1(to, offset, src, x_offset, w, steps, stride)
+        elif v == 4:
+            if short:
+                _wide_4_short(to, offset, src, x_offset, w, steps, stride)
+            else:
+                _wide_4(to, offset, src, x_offset, w, steps, stride)
+        elif v == 3:
+            if short:
+                _wide_3_short(to, offset, src, x_offset, w, steps, stride)
+            else:
+                _wide_3(to, offset, src, x_offset, w, steps, stride)
+        elif v == 2:
+            if short:
+                _wide_2_short(to, offset, src, x_offset, w, steps, stride)
+            else:
+                _wide_2(to, offset, src, x_offset, w, steps, stride)
+        elif short:
+            _wide_1_short(to, offset, src, x_offset, w, steps, stride)
+        else:
+            _wide_1(to, offset, src, x_offset, w, steps, stride)
+        r += rows // 2 if short else rows
+
+
+@njit(nogil=True, cache=True)
+def start_rows(n, sums, columns, start, residual, c_out, half):
+    """Begin n rows of fp32 sums at an address: `start` [columns] plus the residual's rows at its address (0: none)."""
+    stride, residual_stride = 4 * columns, (2 if half else 4) * c_out
+    for r in range(n):
+        copy_row(sums + r * stride, np.int64(start.ctypes.data), columns)
+        if residual:
+            if half:
+                add_row_bf16(sums + r * stride, residual + r * residual_stride, c_out)
+            else:
+                add_row(sums + r * stride, residual + r * residual_stride, c_out)
+
+
+@njit(nogil=True, cache=True)
+def finish_rows(n, sums, columns, out, c_out, relu, half):
+    """Write n rows of fp32 sums at an address to rows of c_out numbers at `out`, which may be the same place."""
+    stride, out_stride = 4 * columns, (2 if half else 4) * c_out
+    for r in range(n):
+        to, row = out + r * out_stride, sums + r * stride
+        if half:
+            if relu:
+                relu_row_bf16(to, row, c_out)
+            else:
+                round_row_bf16(to, row, c_out)
+        elif relu:
+            relu_row(to, row, c_out)
+        elif to != row:
+            copy_row(to, row, c_out)
 
 
 @njit(nogil=True, cache=True)
@@ -175,14 +230,8 @@ def _multiply_tiles(
         first, last = tile * TILE, min((tile + 1) * TILE, n_rows)
         target = out + first * out_stride
         base = target if direct else np.int64(buffer.ctypes.data)
-        for r in range(last - first):
-            copy_row(base + r * stride, np.int64(start.ctypes.data), columns)
-            if residual:
-                added = residual + (first + r) * out_stride
-                if half:
-                    add_row_bf16(base + r * stride, added, c_out)
-                else:
-                    add_row(base + r * stride, added, c_out)
+        added = residual + first * out_stride if residual else 0
+        start_rows(last - first, base, columns, start, added, c_out, half)
         for k in range(taps):
             at = offsets[tile * taps + k]
             n = offsets[tile * taps + k + 1] - at
@@ -195,15 +244,5 @@ def _multiply_tiles(
                 acc[i] = spare.ctypes.data
                 src[i] = x
             w = np.int64(packed.ctypes.data) + k * steps * stride
-            multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, steps, columns, half)
-        for r in range(last - first):
-            done, row = target + r * out_stride, base + r * stride
-            if half:
-                if relu:
-                    relu_row_bf16(done, row, c_out)
-                else:
-                    round_row_bf16(done, row, c_out)
-            elif relu:
-                relu_row(done, row, c_out)
-            elif not direct:
-                copy_row(done, row, c_out)
+            multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, 0, steps, steps, columns, half)
+        finish_rows(last - first, base, columns, target, c_out, relu, half)

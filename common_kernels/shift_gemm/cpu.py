@@ -8,17 +8,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from common_kernels.gather_gemm.cpu import TALLEST, multiply_rows, pack_weight
+from common_kernels.gather_gemm.cpu import TALLEST, finish_rows, multiply_rows, pack_weight, start_rows
 from common_kernels.shift_gemm import reference
-from common_kernels.simd import (
-    HAS_BF16_DOT,
-    add_row,
-    add_row_bf16,
-    copy_row,
-    relu_row,
-    relu_row_bf16,
-    round_row_bf16,
-)
+from common_kernels.simd import HAS_BF16_DOT
 from common_kernels.threads import parallel_for
 
 # Rows whose accumulators, weights and inputs stay in the second-level cache.
@@ -89,14 +81,8 @@ def _multiply_tiles(x, groups, length, packed, start, residual, relu, half, out,
         begin, end = tile * TILE, min((tile + 1) * TILE, n_rows)
         target = out + begin * out_stride
         base = target if direct else np.int64(buffer.ctypes.data)
-        for r in range(end - begin):
-            copy_row(base + r * stride, np.int64(start.ctypes.data), columns)
-            if residual:
-                added = residual + (begin + r) * out_stride
-                if half:
-                    add_row_bf16(base + r * stride, added, c_out)
-                else:
-                    add_row(base + r * stride, added, c_out)
+        added = residual + begin * out_stride if residual else 0
+        start_rows(end - begin, base, columns, start, added, c_out, half)
         step = 0
         for g in range(groups.shape[1]):
             offset, place, n = groups[1, g], begin % length, 0
@@ -111,18 +97,8 @@ def _multiply_tiles(x, groups, length, packed, start, residual, relu, half, out,
             for i in range(n, n + TALLEST):
                 acc[i] = spare.ctypes.data
                 src[i] = x + 4 * step
-            w = np.int64(packed.ctypes.data) + step * stride
+            w = np.int64(packed.ctypes.data)
             if n > 0 and groups[0, g] > step:
-                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, groups[0, g] - step, columns, half)
+                multiply_rows(n, acc.ctypes.data, src.ctypes.data, w, step, groups[0, g], steps, columns, half)
             step = groups[0, g]
-        for r in range(end - begin):
-            done, row = target + r * out_stride, base + r * stride
-            if half:
-                if relu:
-                    relu_row_bf16(done, row, c_out)
-                else:
-                    round_row_bf16(done, row, c_out)
-            elif relu:
-                relu_row(done, row, c_out)
-            elif not direct:
-                copy_row(done, row, c_out)
+        finish_rows(end - begin, base, columns, target, c_out, relu, half)

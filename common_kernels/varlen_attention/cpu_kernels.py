@@ -291,5 +291,5 @@ def _add_columns(column_sum, factors, scores, low, high, n_rows):
     addresses[1] = factors.ctypes.data
     for at in range(0, (high - low) * 4, LINE):
         addresses[0] = column_sum.ctypes.data + low * 4 + at
-        _add_rows(addresses.ctypes.data, 0, addresses.ctypes.data + 8, scores.ctypes.data + at, n_rows,
+        _add_rows(addresses.ctypes.data, 0, addresses.ctypes.data + 8, 0, scores.ctypes.data + at, n_rows,
                   scores.strides[0])  # fmt: skip
