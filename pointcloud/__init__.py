@@ -40,6 +40,8 @@ from pointcloud.modules import (
     ToDense,
     is_spconv_module,
 )
+from pointcloud.norms import SparseGroupNorm, SparseInstanceNorm
+from pointcloud.offsets import SparseOffsetConv, kernel_offsets
 from pointcloud.picture import draw_labels
 from pointcloud.points import PointCloud
 from pointcloud.pool import (
@@ -56,6 +58,7 @@ from pointcloud.pool import (
 )
 from pointcloud.pretrained import ModelCard, list_pretrained, load_pretrained, save_pretrained
 from pointcloud.segment import Segmentation, Segmenter
+from pointcloud.sets import Grid, grid_of, intersect, prune, unite
 from pointcloud.spconv_weights import convert_weight
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
 from pointcloud.voxels import PointToVoxel, VoxelGrid, devoxelize, voxelize
@@ -66,6 +69,7 @@ __all__ = [
     "Agreement",
     "ConcatTable",
     "ConvAlgo",
+    "Grid",
     "Identity",
     "JoinTable",
     "ModelCard",
@@ -91,7 +95,9 @@ __all__ = [
     "SparseConvolution",
     "SparseGlobalAvgPool",
     "SparseGlobalMaxPool",
+    "SparseGroupNorm",
     "SparseIdentity",
+    "SparseInstanceNorm",
     "SparseInverseConv1d",
     "SparseInverseConv2d",
     "SparseInverseConv3d",
@@ -101,6 +107,7 @@ __all__ = [
     "SparseMaxPool3d",
     "SparseMaxPool4d",
     "SparseModule",
+    "SparseOffsetConv",
     "SparseReLU",
     "SparseSequential",
     "SparseSyncBatchNorm",
@@ -117,16 +124,21 @@ __all__ = [
     "devoxelize",
     "draw_labels",
     "functional",
+    "grid_of",
+    "intersect",
     "is_spconv_module",
+    "kernel_offsets",
     "list_pretrained",
     "load_pretrained",
     "models",
     "modules",
     "pool",
+    "prune",
     "read_points",
     "restore",
     "save_pretrained",
     "sparse_add",
+    "unite",
     "voxelize",
     "write_ply",
 ]

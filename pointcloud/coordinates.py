@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -102,6 +103,8 @@ class Coordinates:
         self.indices = _to_int32(indices)
         self._version = _version(self.indices)
         self._links: dict[Geometry, Link] = {}
+        self._kept: dict[Hashable, Any] = {}
+        self._kept_over: WeakKeyDictionary[Coordinates, dict[Hashable, Any]] = WeakKeyDictionary()
         self._checked = False
 
     def __len__(self) -> int:
@@ -124,6 +127,19 @@ class Coordinates:
     def adopt(self, geometry: Geometry, link: Link) -> None:
         """Use a link that equal coordinates already found."""
         self._links.setdefault(geometry, link)
+
+    def kept(self, key: Hashable, find: Callable[[], Result], over: Coordinates | None = None) -> Result:
+        """What `find` found over these coordinates (and those of `over`, as long as these exist), found once."""
+        self.check_unmodified()
+        if over is not None:
+            over.check_unmodified()
+        store = self._kept if over is None else self._kept_over.setdefault(over, {})
+        if key not in store:
+            # What is found in inference mode may serve training later, so it must not consist of inference tensors.
+            with torch.inference_mode(False):
+                store[key] = find()
+        found: Result = store[key]
+        return found
 
     def _search(self, geometry: Geometry) -> Link:
         kind, kernel, stride, padding, dilation, output_padding = geometry
@@ -185,10 +201,11 @@ class Coordinates:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__
+        return {name: value for name, value in self.__dict__.items() if name != "_kept_over"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._kept_over = WeakKeyDictionary()
         self._version = _version(self.indices)  # a copy starts to count anew
 
 

@@ -162,10 +162,19 @@ def pool_samples(x: SparseConvTensor, reduce: str) -> Tensor:
 
     Raises ValueError for a batch index outside of the batch.
     """
+    return _over_samples(x, x.features, reduce)
+
+
+def sum_samples(x: SparseConvTensor, values: Tensor) -> Tensor:
+    """[batch_size, C]: values [N, C], one row for each row of x, summed over the rows of each sample."""
+    return _over_samples(x, values, "sum")
+
+
+def _over_samples(x: SparseConvTensor, values: Tensor, reduce: str) -> Tensor:
     x.coordinates.check()
     order = torch.argsort(x.indices[:, 0], stable=True)
     ends = torch.bincount(x.indices[:, 0], minlength=x.batch_size).cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends])
-    out = segment_reduce(gather_rows(x.features, order), offsets, reduce)
+    out = segment_reduce(gather_rows(values, order), offsets, reduce)
     empty = (offsets[1:] == offsets[:-1])[:, None]
     return out.masked_fill(empty, 0)

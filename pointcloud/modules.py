@@ -87,6 +87,19 @@ class SparseBatchNorm(_OnFeatures, nn.BatchNorm1d):
 class SparseSyncBatchNorm(_OnFeatures, nn.SyncBatchNorm):
     """Batch norm of the features of a sparse tensor, with statistics over all processes."""
 
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """The module with every batch norm inside of it synchronised, those of sparse tensors by this class."""
+        if isinstance(module, SparseBatchNorm):
+            converted = nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+            converted.__class__ = cls
+            return converted
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+        for name, child in module.named_children():
+            module.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return module
+
 
 class SparseReLU(_OnFeatures, nn.ReLU):
     """ReLU of the features of a sparse tensor."""
