@@ -71,9 +71,9 @@ def offset_map(
     taps = check_offsets(offsets, ndim).to(coords.device)
     grid, out_grid = per_axis(shape, ndim, "shape", 1), per_axis(target_shape, ndim, "target_shape", 1)
     steps = per_axis(stride, ndim, "stride", 1)
-    for each, extent in ((coords, grid), (targets, out_grid)):
-        check_key_range(extent, batch_size)
-        check_coords(each, extent, batch_size)
+    for each, limits in ((coords, grid), (targets, out_grid)):
+        check_key_range(limits, batch_size)
+        check_coords(each, limits, batch_size)
     if targets is not coords:
         check_unique(ravel(targets, out_grid))
     keys = ravel(coords, grid)
