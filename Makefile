@@ -49,7 +49,7 @@ test-aot: $(STAMP)
 	$(AOT)
 
 fuzz: $(STAMP)
-	TRISPARSE_FUZZ=20 TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) -q -k properties $(PYTEST_ARGS)
+	TRISPARSE_FUZZ=40 TRITON_INTERPRET=1 $(PYTEST) -n $(WORKERS) -q -k properties $(PYTEST_ARGS)
 
 coverage: $(STAMP)
 	$(VALUES) "not aot" --cov=common_kernels --cov=common_models --cov=pointcloud --cov=video --cov=nlp --cov=trisparse
