@@ -61,15 +61,19 @@ def torch_submanifold(coords: Tensor, shape: Sequence[int], kernel: int = 3) -> 
     return Pairs([*first, (everyone, everyone), *((out, rows) for rows, out in reversed(first))], coords, tuple(shape))
 
 
-def torch_strided(coords: Tensor, shape: Sequence[int], kernel: int, stride: int, padding: int) -> Pairs:
+Size = int | Sequence[int]
+
+
+def torch_strided(coords: Tensor, shape: Sequence[int], kernel: Size, stride: Size, padding: Size) -> Pairs:
     """Pairs of a strided kernel with the meaning of a dense convolution; outputs are sorted."""
-    out_shape = tuple((n + 2 * padding - kernel) // stride + 1 for n in shape)
-    limit = torch.tensor(out_shape, device=coords.device)
+    sizes, steps, pads = ([n] * 3 if isinstance(n, int) else list(n) for n in (kernel, stride, padding))
+    out_shape = tuple((n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape, sizes, steps, pads, strict=True))
+    limit, step, pad = (torch.tensor(each, device=coords.device) for each in (out_shape, steps, pads))
     sources, targets = [], []
-    for tap in itertools.product(range(kernel), repeat=3):
-        scaled = coords[:, 1:].long() + padding - torch.tensor(tap, device=coords.device)
-        out = torch.div(scaled, stride, rounding_mode="floor")
-        hit = ((out * stride == scaled) & (out >= 0) & (out < limit)).all(1)
+    for tap in itertools.product(*map(range, sizes)):
+        scaled = coords[:, 1:].long() + pad - torch.tensor(tap, device=coords.device)
+        out = torch.div(scaled, step, rounding_mode="floor")
+        hit = ((out * step == scaled) & (out >= 0) & (out < limit)).all(1)
         sources.append(hit.nonzero().squeeze(1))
         targets.append(_ravel(torch.cat([coords[:, :1].long(), out], 1)[hit], out_shape))
     keys = torch.cat(targets).unique()
