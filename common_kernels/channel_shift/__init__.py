@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common_kernels.channel_shift import reference
 from common_kernels.checks import describe
+from common_kernels.operators import operator
 
 
 def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> Tensor:
@@ -41,31 +42,26 @@ def check_groups(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> t
     return channels, offsets
 
 
-# Not custom_op, whose boundary costs as much as shifting a small frame.
-_NAME = "trisparse::channel_shift"
-torch.library.define(_NAME, "(Tensor x, SymInt length, SymInt[] channels, SymInt[] offsets) -> Tensor")
-
-
-@torch.library.impl(_NAME, "CompositeExplicitAutograd")
-def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
+@operator("channel_shift")
+def _channel_shift(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return torch.empty_like(x).copy_(reference.channel_shift(x, length, channels, offsets))
 
 
-@torch.library.impl(_NAME, "cpu")
+@_channel_shift.register_kernel("cpu")
 def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     from common_kernels.channel_shift import cpu
 
     return cpu.channel_shift(x, length, channels, offsets)
 
 
-@torch.library.impl(_NAME, "cuda")
+@_channel_shift.register_kernel("cuda")
 def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     from common_kernels.channel_shift import gpu
 
     return gpu.channel_shift(x, length, channels, offsets)
 
 
-@torch.library.register_fake(_NAME)
+@_channel_shift.register_fake
 def _(x, length, channels, offsets):  # type: ignore[no-untyped-def]
     return torch.empty_like(x)
 
@@ -79,4 +75,4 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return torch.ops.trisparse.channel_shift(grad, ctx.length, ctx.channels, back), None, None, None
 
 
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup)
+_channel_shift.register_autograd(_backward, setup_context=_setup)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import describe
 from common_kernels.compact import reference
+from common_kernels.operators import operator
 
 
 def compact(mask: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def compact(mask: Tensor) -> Tensor:
     return torch.ops.trisparse.compact(mask)
 
 
-@torch.library.custom_op("trisparse::compact", mutates_args=())
+@operator("compact")
 def _compact(mask: Tensor) -> Tensor:
     return reference.compact(mask)
 

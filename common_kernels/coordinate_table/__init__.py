@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, describe
 from common_kernels.coordinate_table import reference
+from common_kernels.operators import operator
 
 
 class CoordinateTable:
@@ -56,7 +57,7 @@ def _check_keys(keys: Tensor) -> None:
         raise ValueError(f"keys must be int64 [N], got {describe(keys)}")
 
 
-@torch.library.custom_op("trisparse::coordinate_table", mutates_args=())
+@operator("coordinate_table")
 def _build(keys: Tensor) -> Tensor:
     """Slots [2N] int32; what they hold is up to the device's implementation."""
     return reference.build(keys)
@@ -81,7 +82,7 @@ def _(keys):  # type: ignore[no-untyped-def]
     return keys.new_empty(2 * keys.shape[0], dtype=torch.int32)
 
 
-@torch.library.custom_op("trisparse::coordinate_lookup", mutates_args=())
+@operator("coordinate_lookup")
 def _lookup(slots: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
     return reference.lookup(slots, keys, queries)
 

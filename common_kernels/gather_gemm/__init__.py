@@ -8,6 +8,7 @@ from torch import Tensor
 from common_kernels.checks import describe, dtype_name
 from common_kernels.gather_gemm import reference
 from common_kernels.kernel_map import KernelMap
+from common_kernels.operators import operator
 
 ACTIVATIONS = ("none", "relu")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -67,7 +68,7 @@ def _check(
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
 
 
-@torch.library.custom_op("trisparse::gather_gemm", mutates_args=())
+@operator("gather_gemm")
 def _gather_gemm(
     x: Tensor,
     weight: Tensor,
@@ -102,7 +103,7 @@ def _(x, weight, bias, residual, activation, table, *_):
     return x.new_empty(table.shape[1], weight.shape[2])
 
 
-@torch.library.custom_op("trisparse::gather_gemm_weight_grad", mutates_args=())
+@operator("gather_gemm_weight_grad")
 def _weight_grad(
     x: Tensor,
     grad: Tensor,

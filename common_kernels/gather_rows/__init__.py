@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, check_index, check_rows, describe
 from common_kernels.gather_rows import reference
+from common_kernels.operators import operator
 
 
 def gather_rows(src: Tensor, index: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
     return torch.ops.trisparse.scatter_add_rows(src, index, n_rows)
 
 
-@torch.library.custom_op("trisparse::gather_rows", mutates_args=())
+@operator("gather_rows")
 def _gather_rows(src: Tensor, index: Tensor) -> Tensor:
     return reference.gather_rows(src, index)
 
@@ -82,7 +83,7 @@ def _(src, index):  # type: ignore[no-untyped-def]
     return src.new_empty(index.shape[0], *src.shape[1:])
 
 
-@torch.library.custom_op("trisparse::scatter_add_rows", mutates_args=())
+@operator("scatter_add_rows")
 def _scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
     return reference.scatter_add_rows(src, index, n_rows)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common_kernels.checks import describe
 from common_kernels.kernel_map import reference
+from common_kernels.operators import operator
 
 KINDS = ("submanifold", "strided", "transposed")
 
@@ -202,7 +203,7 @@ def per_axis(value: int | Sequence[int], ndim: int, name: str, minimum: int) -> 
     return values
 
 
-@torch.library.custom_op("trisparse::kernel_map", mutates_args=())
+@operator("kernel_map")
 def _kernel_map(
     coords: Tensor,
     shape: Sequence[int],
@@ -241,7 +242,7 @@ def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, k
     return coords.new_empty(n_out, coords.shape[1]), coords.new_empty(math.prod(kernel), n_out, dtype=torch.int32)
 
 
-@torch.library.custom_op("trisparse::transpose_table", mutates_args=())
+@operator("transpose_table")
 def _transpose_table(table: Tensor, n_in: int) -> Tensor:
     return reference.transpose_table(table, n_in)
 
@@ -265,7 +266,7 @@ def _(table, n_in):
     return table.new_empty(table.shape[0], n_in)
 
 
-@torch.library.custom_op("trisparse::map_schedule", mutates_args=())
+@operator("map_schedule")
 def _map_schedule(table: Tensor) -> list[Tensor]:
     return []  # a device without kernels of its own runs the reference, which reads the table
 

@@ -6,6 +6,7 @@ from torch.types import Number
 
 from common_kernels.checks import check_device, check_index, check_rows, describe, dtype_name
 from common_kernels.compact import compact
+from common_kernels.operators import operator
 
 
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,12 +72,12 @@ def unpack(rows: Tensor, index: Tensor, shape: tuple[int, int], fill: Number = 0
 
 
 # Plain torch and `gather_rows` below: no kernels of their own for a CPU or a GPU.
-@torch.library.custom_op("trisparse::pack_rows", mutates_args=())
+@operator("pack_rows")
 def _pack_rows(src: Tensor, index: Tensor) -> Tensor:
     return src.index_select(0, index)
 
 
-@torch.library.custom_op("trisparse::unpack_rows", mutates_args=())
+@operator("unpack_rows")
 def _unpack_rows(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> Tensor:
     source = _inverse(index, n_rows)
     # Gathered from the rows, not scattered to the batch: each element is written once, whether filled or not.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.checks import FLOATS, check_device, check_index, describe
+from common_kernels.operators import operator
 from common_kernels.ragged_topk import reference
 
 
@@ -47,7 +48,7 @@ def ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None 
     return torch.ops.trisparse.ragged_topk(score.detach(), offsets, keep, total)
 
 
-@torch.library.custom_op("trisparse::ragged_topk", mutates_args=())
+@operator("ragged_topk")
 def _ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
     return reference.ragged_topk(score, offsets, keep)
 

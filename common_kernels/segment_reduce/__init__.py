@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, check_index, check_rows, wide
 from common_kernels.gather_rows import gather_rows
+from common_kernels.operators import operator
 from common_kernels.segment_reduce import reference
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -39,7 +40,7 @@ def segment_reduce(src: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
     return torch.ops.trisparse.segment_reduce(src, offsets, reduce)
 
 
-@torch.library.custom_op("trisparse::segment_reduce", mutates_args=())
+@operator("segment_reduce")
 def _segment_reduce(src: Tensor, offsets: Tensor, reduce: str) -> Tensor:
     return reference.segment_reduce(src, offsets, reduce)
 

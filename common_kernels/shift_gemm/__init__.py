@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common_kernels.channel_shift import check_groups
 from common_kernels.checks import FLOATS, check_device, describe, dtype_name, wide
+from common_kernels.operators import operator
 from common_kernels.shift_gemm import reference
 
 ACTIVATIONS = ("none", "relu", "relu6")
@@ -74,7 +75,7 @@ def fused_pays(
     return channels >= 32 and (out <= 4 * channels or hw <= 1024)
 
 
-@torch.library.custom_op("trisparse::shift_gemm", mutates_args=())
+@operator("shift_gemm")
 def _shift_gemm(
     x: Tensor,
     length: int,

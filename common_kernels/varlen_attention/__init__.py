@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.checks import FLOATS, check_device, check_index, describe, wide
+from common_kernels.operators import operator
 from common_kernels.varlen_attention import reference
 
 
@@ -148,7 +149,7 @@ def _queries(importance: bool | int) -> int:
     return importance
 
 
-@torch.library.custom_op("trisparse::varlen_attention", mutates_args=())
+@operator("varlen_attention")
 def _varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -194,7 +195,7 @@ def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # typ
     return q.new_empty(q.shape), lse, q.new_empty(k.shape[0] if queries else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("trisparse::varlen_attention_backward", mutates_args=())
+@operator("varlen_attention_backward")
 def _varlen_attention_backward(
     grad: Tensor,
     q: Tensor,
@@ -226,7 +227,7 @@ def _(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias):
     return (*(x.new_empty(x.shape) for x in (q, k, v)), lse.new_empty(0 if bias is None else bias.shape[0]))
 
 
-@torch.library.custom_op("trisparse::attention_column_sums", mutates_args=())
+@operator("attention_column_sums")
 def _attention_column_sums(
     q: Tensor,
     k: Tensor,
