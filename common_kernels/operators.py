@@ -33,9 +33,10 @@ class Operator:
         self.qualified_name = f"{NAMESPACE}::{name}"
         schema = torch.library.infer_schema(reference, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(name, _unseen_by_dynamo(reference), "CompositeExplicitAutograd")
+        self._check: Function | None = None
         self._backward: Function = self._no_formula
         self._setup: Function | None = None
+        self._implement(reference, "CompositeExplicitAutograd")
         torch.library.register_autograd(
             self.qualified_name, self._run_backward, setup_context=self._run_setup, lib=_library
         )
@@ -44,19 +45,42 @@ class Operator:
         """Decorate what computes the operator on one type of device, "cpu" or "cuda"."""
 
         def register(kernel: Function) -> Function:
-            _library.impl(self.name, _unseen_by_dynamo(kernel), device.upper())
+            self._implement(kernel, device.upper())
             return kernel
 
         return register
 
+    def register_check(self, check: Function) -> Function:
+        """Decorate what raises where arguments do not belong together; it runs before every kernel.
+
+        A public function that checks its arguments is not enough: traced and exported graphs, and backward formulas,
+        call the operator itself, with numbers that were right for other tensors.
+        """
+        self._check = check
+        return check
+
     def register_fake(self, fake: Function) -> Function:
         """Decorate what tells shapes, strides and dtypes of the outputs from those of the inputs."""
-        torch.library.register_fake(self.qualified_name, fake, lib=_library)
+
+        def checked(*args: Any) -> Any:
+            if self._check is not None and not _has_symbols(args):
+                self._check(*args)
+            return fake(*args)
+
+        torch.library.register_fake(self.qualified_name, checked, lib=_library)
         return fake
 
     def register_autograd(self, backward: Function, *, setup_context: Function) -> None:
         """Set the backward formula, as for `torch.library.register_autograd`. Without one, a backward raises."""
         self._backward, self._setup = backward, setup_context
+
+    def _implement(self, kernel: Function, key: str) -> None:
+        def checked(*args: Any) -> Any:
+            if self._check is not None:
+                self._check(*args)
+            return kernel(*args)
+
+        _library.impl(self.name, _unseen_by_dynamo(checked), key)
 
     def _run_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if self._setup is not None:
@@ -76,6 +100,12 @@ def operator(name: str) -> Callable[[Function], Operator]:
         return Operator(name, reference)
 
     return register
+
+
+def _has_symbols(args: tuple[Any, ...]) -> bool:
+    """Whether a size of some tensor stands for many: a check would narrow the graph that is traced."""
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    return any(not isinstance(n, int) for tensor in tensors for n in tensor.shape)
 
 
 def _unseen_by_dynamo(kernel: Function) -> Function:

@@ -26,25 +26,26 @@ def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> 
     Raises:
         ValueError: a wrong shape, length or group.
     """
-    channels, offsets = check_groups(x, length, groups)
-    return torch.ops.trisparse.channel_shift(x, length, channels, offsets)
+    return torch.ops.trisparse.channel_shift(x, length, [n for n, _ in groups], [offset for _, offset in groups])
 
 
-def check_groups(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """The groups' channels and their offsets; raises unless they describe a shift of x [N, C, ...]."""
+def check_groups(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> None:
+    """Raise unless groups of so many channels and their offsets describe a shift of x [N, C, ...]."""
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
     if x.ndim < 2 or x.shape[0] % length:
         raise ValueError(f"x must be [N, C, ...] with N a multiple of length={length}, got {describe(x)}")
-    channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
-    if any(n < 0 for n in channels) or sum(channels) > x.shape[1]:
+    if len(channels) != len(offsets) or any(n < 0 for n in channels) or sum(channels) > x.shape[1]:
+        groups = list(zip(channels, offsets))
         raise ValueError(f"groups must be (channels, offset) of at most {x.shape[1]} channels in all, got {groups}")
-    return channels, offsets
 
 
 @operator("channel_shift")
 def _channel_shift(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return torch.empty_like(x).copy_(reference.channel_shift(x, length, channels, offsets))
+
+
+_channel_shift.register_check(check_groups)
 
 
 @_channel_shift.register_kernel("cpu")
