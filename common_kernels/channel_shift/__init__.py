@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common_kernels.channel_shift import reference
 from common_kernels.checks import describe
+from common_kernels.operators import operator
 
 
 def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> Tensor:
@@ -25,47 +26,43 @@ def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> 
     Raises:
         ValueError: a wrong shape, length or group.
     """
-    channels, offsets = check_groups(x, length, groups)
-    return torch.ops.trisparse.channel_shift(x, length, channels, offsets)
+    return torch.ops.trisparse.channel_shift(x, length, [n for n, _ in groups], [offset for _, offset in groups])
 
 
-def check_groups(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """The groups' channels and their offsets; raises unless they describe a shift of x [N, C, ...]."""
+def check_groups(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> None:
+    """Raise unless groups of so many channels and their offsets describe a shift of x [N, C, ...]."""
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
     if x.ndim < 2 or x.shape[0] % length:
         raise ValueError(f"x must be [N, C, ...] with N a multiple of length={length}, got {describe(x)}")
-    channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
-    if any(n < 0 for n in channels) or sum(channels) > x.shape[1]:
+    if len(channels) != len(offsets) or any(n < 0 for n in channels) or sum(channels) > x.shape[1]:
+        groups = list(zip(channels, offsets))
         raise ValueError(f"groups must be (channels, offset) of at most {x.shape[1]} channels in all, got {groups}")
-    return channels, offsets
 
 
-# Not custom_op, whose boundary costs as much as shifting a small frame.
-_NAME = "trisparse::channel_shift"
-torch.library.define(_NAME, "(Tensor x, SymInt length, SymInt[] channels, SymInt[] offsets) -> Tensor")
-
-
-@torch.library.impl(_NAME, "CompositeExplicitAutograd")
-def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
+@operator("channel_shift")
+def _channel_shift(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return torch.empty_like(x).copy_(reference.channel_shift(x, length, channels, offsets))
 
 
-@torch.library.impl(_NAME, "cpu")
+_channel_shift.register_check(check_groups)
+
+
+@_channel_shift.register_kernel("cpu")
 def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     from common_kernels.channel_shift import cpu
 
     return cpu.channel_shift(x, length, channels, offsets)
 
 
-@torch.library.impl(_NAME, "cuda")
+@_channel_shift.register_kernel("cuda")
 def _(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> Tensor:
     from common_kernels.channel_shift import gpu
 
     return gpu.channel_shift(x, length, channels, offsets)
 
 
-@torch.library.register_fake(_NAME)
+@_channel_shift.register_fake
 def _(x, length, channels, offsets):  # type: ignore[no-untyped-def]
     return torch.empty_like(x)
 
@@ -79,4 +76,4 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     return torch.ops.trisparse.channel_shift(grad, ctx.length, ctx.channels, back), None, None, None
 
 
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup)
+_channel_shift.register_autograd(_backward, setup_context=_setup)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import describe
 from common_kernels.compact import reference
+from common_kernels.operators import operator
 
 
 def compact(mask: Tensor) -> Tensor:
@@ -21,16 +22,20 @@ def compact(mask: Tensor) -> Tensor:
     Raises:
         ValueError: a mask that is not bool [N], or too long for int32.
     """
+    return torch.ops.trisparse.compact(mask)
+
+
+@operator("compact")
+def _compact(mask: Tensor) -> Tensor:
+    return reference.compact(mask)
+
+
+@_compact.register_check
+def _(mask: Tensor) -> None:
     if mask.ndim != 1 or mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool [N], got {describe(mask)}")
     if mask.shape[0] >= 2**31:
         raise ValueError(f"mask must be shorter than 2**31, got {describe(mask)}")
-    return torch.ops.trisparse.compact(mask)
-
-
-@torch.library.custom_op("trisparse::compact", mutates_args=())
-def _compact(mask: Tensor) -> Tensor:
-    return reference.compact(mask)
 
 
 @_compact.register_kernel("cpu")

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, describe
 from common_kernels.coordinate_table import reference
+from common_kernels.operators import operator
 
 
 class CoordinateTable:
@@ -24,8 +25,6 @@ class CoordinateTable:
 
     def __init__(self, keys: Tensor) -> None:
         _check_keys(keys)
-        if keys.shape[0] >= 2**30:
-            raise ValueError(f"keys must be fewer than 2**30, got {describe(keys)}")
         self._keys = keys.detach().clone(memory_format=torch.contiguous_format)
         self._slots = torch.ops.trisparse.coordinate_table(self._keys)
 
@@ -46,20 +45,23 @@ class CoordinateTable:
         Raises:
             ValueError: keys that are not int64 [M], or on another device.
         """
-        _check_keys(keys)
-        check_device("keys", keys, "the table", self._keys)
         return torch.ops.trisparse.coordinate_lookup(self._slots, self._keys, keys)
 
 
 def _check_keys(keys: Tensor) -> None:
     if keys.ndim != 1 or keys.dtype != torch.int64:
         raise ValueError(f"keys must be int64 [N], got {describe(keys)}")
+    if keys.shape[0] >= 2**30:
+        raise ValueError(f"keys must be fewer than 2**30, got {describe(keys)}")
 
 
-@torch.library.custom_op("trisparse::coordinate_table", mutates_args=())
+@operator("coordinate_table")
 def _build(keys: Tensor) -> Tensor:
     """Slots [2N] int32; what they hold is up to the device's implementation."""
     return reference.build(keys)
+
+
+_build.register_check(_check_keys)
 
 
 @_build.register_kernel("cpu")
@@ -81,9 +83,19 @@ def _(keys):  # type: ignore[no-untyped-def]
     return keys.new_empty(2 * keys.shape[0], dtype=torch.int32)
 
 
-@torch.library.custom_op("trisparse::coordinate_lookup", mutates_args=())
+@operator("coordinate_lookup")
 def _lookup(slots: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
     return reference.lookup(slots, keys, queries)
+
+
+@_lookup.register_check
+def _(slots: Tensor, keys: Tensor, queries: Tensor) -> None:
+    _check_keys(keys)
+    if queries.ndim != 1 or queries.dtype != torch.int64:
+        raise ValueError(f"keys must be int64 [N], got {describe(queries)}")
+    check_device("keys", queries, "the table", keys)
+    if slots.shape != (2 * keys.shape[0],) or slots.dtype != torch.int32 or slots.device != keys.device:
+        raise ValueError(f"slots must be int32 [{2 * keys.shape[0]}] of a table of the keys, got {describe(slots)}")
 
 
 @_lookup.register_kernel("cpu")

@@ -15,7 +15,7 @@ _GRAIN = 1 << 13
 
 def build(keys: Tensor) -> Tensor:
     slots = np.full(2 * keys.shape[0], -1, dtype=np.int32)
-    _insert(slots, keys.numpy())
+    _insert(slots, keys.contiguous().numpy())
     return torch.from_numpy(slots)
 
 
@@ -24,7 +24,11 @@ def lookup(slots: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
     if keys.shape[0] == 0:
         return rows.fill_(-1)
     queries = queries.contiguous()
-    parallel_for(_find, queries.shape[0], _GRAIN, rows.numpy(), slots.numpy(), keys.numpy(), queries.numpy())
+    slots, keys = slots.contiguous(), keys.contiguous()
+    foreign = np.zeros(1, np.bool_)
+    parallel_for(_find, len(queries), _GRAIN, rows.numpy(), slots.numpy(), keys.numpy(), queries.numpy(), foreign)
+    if foreign[0]:
+        raise ValueError(f"slots must be those of a table of the {len(keys)} keys, got others")
     return rows
 
 
@@ -53,15 +57,26 @@ def _insert(slots, keys):
 
 
 @njit(nogil=True, cache=True)
-def _find(rows, slots, keys, queries, begin, end):
-    capacity = slots.shape[0]
+def _find(rows, slots, keys, queries, foreign, begin, end):
+    """Row of each query, -1 for none; a foreign table, whose rows are not among the keys or which is full, is told."""
+    capacity, n_keys = slots.shape[0], keys.shape[0]
     for m in range(begin, end):
         key = queries[m]
-        slot = _slot(key, capacity)
+        slot = first = _slot(key, capacity)
         row = slots[slot]
-        while row >= 0 and keys[row] != key:
+        while row >= 0:
+            if row >= n_keys:
+                foreign[0] = True
+                row = -1
+                break
+            if keys[row] == key:
+                break
             slot += 1
             if slot == capacity:
                 slot = 0
+            if slot == first:
+                foreign[0] = True
+                row = -1
+                break
             row = slots[slot]
         rows[m] = row

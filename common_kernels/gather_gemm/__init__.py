@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common_kernels.checks import describe, dtype_name
+from common_kernels.checks import check_device, describe, dtype_name
 from common_kernels.gather_gemm import reference
-from common_kernels.kernel_map import KernelMap
+from common_kernels.kernel_map import KernelMap, check_table
+from common_kernels.operators import operator
 
 ACTIVATIONS = ("none", "relu")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -35,39 +36,31 @@ def gather_gemm(
 
     Returns:
         [M, Cout] in the dtype of x.
+
+    Raises:
+        ValueError: wrong dtype, shape or device of an argument, a table that names a row which x does not have. On a
+            GPU, where looking at the table would cost a synchronisation, such a row counts as zeros.
     """
-    _check(x, map, weight, bias, residual, activation)
+    _check_rows(x, map)
     backward: tuple[Tensor | None, list[Tensor], bool] = (None, [], False)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         backward = map.backward_tables
     return torch.ops.trisparse.gather_gemm(x, weight, bias, residual, activation, map.table, map.schedule, *backward)
 
 
-def _check(
-    x: Tensor, map: KernelMap, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> None:
+def _check_rows(x: Tensor, map: KernelMap) -> None:
+    if x.ndim == 2 and x.shape[0] != map.n_in:
+        raise ValueError(f"x must have the map's {map.n_in} input rows, got {describe(x)}")
+
+
+def _check_table(x: Tensor, table: Tensor) -> None:
     if x.ndim != 2 or x.dtype not in DTYPES:
         raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [N, Cin], got {describe(x)}")
-    if x.shape[0] != map.n_in:
-        raise ValueError(f"x must have the map's {map.n_in} input rows, got {describe(x)}")
-    if weight.ndim != 3 or weight.shape[:2] != (map.n_taps, x.shape[1]) or weight.dtype != x.dtype:
-        raise ValueError(
-            f"weight must be {dtype_name(x)} [K, Cin, Cout] = [{map.n_taps}, {x.shape[1]}, Cout], "
-            f"got {describe(weight)}"
-        )
-    n_out = weight.shape[2]
-    if bias is not None and (bias.shape != (n_out,) or bias.dtype != x.dtype):
-        raise ValueError(f"bias must be {dtype_name(x)} [{n_out}], got {describe(bias)}")
-    if residual is not None and (residual.shape != (map.n_out, n_out) or residual.dtype != x.dtype):
-        raise ValueError(f"residual must be {dtype_name(x)} [{map.n_out}, {n_out}], got {describe(residual)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for name, tensor in (("map", map.table), ("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+    check_table(table)
+    check_device("map", table, "x", x)
 
 
-@torch.library.custom_op("trisparse::gather_gemm", mutates_args=())
+@operator("gather_gemm")
 def _gather_gemm(
     x: Tensor,
     weight: Tensor,
@@ -83,17 +76,41 @@ def _gather_gemm(
     return reference.gather_gemm(x, table, weight, bias, residual, activation)
 
 
+@_gather_gemm.register_check
+def _(x, weight, bias, residual, activation, table, schedule, *_):
+    _check_table(x, table)
+    n_taps, n_rows = table.shape
+    if weight.ndim != 3 or weight.shape[:2] != (n_taps, x.shape[1]) or weight.dtype != x.dtype:
+        raise ValueError(
+            f"weight must be {dtype_name(x)} [K, Cin, Cout] = [{n_taps}, {x.shape[1]}, Cout], got {describe(weight)}"
+        )
+    n_out = weight.shape[2]
+    if bias is not None and (bias.shape != (n_out,) or bias.dtype != x.dtype):
+        raise ValueError(f"bias must be {dtype_name(x)} [{n_out}], got {describe(bias)}")
+    if residual is not None and (residual.shape != (n_rows, n_out) or residual.dtype != x.dtype):
+        raise ValueError(f"residual must be {dtype_name(x)} [{n_rows}, {n_out}], got {describe(residual)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is not None:
+            check_device(name, tensor, "x", x)
+
+
 @_gather_gemm.register_kernel("cpu")
 def _(x, weight, bias, residual, activation, table, schedule, *_):
     from common_kernels.gather_gemm import cpu
+    from common_kernels.kernel_map.cpu_schedule import check_schedule
 
+    check_schedule(table, schedule, x.shape[0])
     return cpu.gather_gemm(x, weight, bias, residual, activation, table, schedule)
 
 
 @_gather_gemm.register_kernel("cuda")
 def _(x, weight, bias, residual, activation, table, schedule, *_):
     from common_kernels.gather_gemm import gpu
+    from common_kernels.kernel_map.gpu_schedule import check_schedule
 
+    check_schedule(table, schedule)
     return gpu.gather_gemm(x, weight, bias, residual, activation, table, schedule)
 
 
@@ -102,7 +119,7 @@ def _(x, weight, bias, residual, activation, table, *_):
     return x.new_empty(table.shape[1], weight.shape[2])
 
 
-@torch.library.custom_op("trisparse::gather_gemm_weight_grad", mutates_args=())
+@operator("gather_gemm_weight_grad")
 def _weight_grad(
     x: Tensor,
     grad: Tensor,
@@ -115,17 +132,29 @@ def _weight_grad(
     return reference.weight_grad(x, grad, table)
 
 
+@_weight_grad.register_check
+def _(x, grad, table, schedule, *_):
+    _check_table(x, table)
+    if grad.ndim != 2 or grad.shape[0] != table.shape[1] or grad.dtype != x.dtype:
+        raise ValueError(f"grad must be {dtype_name(x)} [{table.shape[1]}, Cout], got {describe(grad)}")
+    check_device("grad", grad, "x", x)
+
+
 @_weight_grad.register_kernel("cpu")
 def _(x, grad, table, schedule, *_):
     from common_kernels.gather_gemm import cpu_weight_grad
+    from common_kernels.kernel_map.cpu_schedule import check_schedule
 
+    check_schedule(table, schedule, x.shape[0])
     return cpu_weight_grad.weight_grad(x, grad, table, schedule)
 
 
 @_weight_grad.register_kernel("cuda")
 def _(x, grad, table, schedule, *_):
     from common_kernels.gather_gemm import gpu
+    from common_kernels.kernel_map.gpu_schedule import check_schedule
 
+    check_schedule(table, schedule)
     return gpu.weight_grad(x, grad, table, schedule)
 
 

@@ -5,6 +5,7 @@ some row of the tile has), gathers one input row per output row (zeros for none)
 tensor cores, and writes each output once, with bias, residual and activation applied. Where the schedule splits the
 taps, one launch per group adds to fp32 sums in a fixed order. Nothing is added atomically.
 
+A row of x that is not there counts as zeros: no address comes from a number that was not compared with what lies there.
 A row without a tap multiplies it by zeros if its tile needs the tap: infinite weights of that tap turn it into NaN.
 """
 
@@ -93,6 +94,7 @@ def _run(
             split.taps,
             split.source,
             n_rows,
+            x.shape[0],
             blocks,
             c_in,
             c_out,
@@ -127,6 +129,7 @@ def gather_gemm_kernel(
     taps_ptr,
     source_ptr,
     n_rows,
+    n_in,
     n_blocks_m,
     c_in,
     c_out,
@@ -170,7 +173,8 @@ def gather_gemm_kernel(
             source = tl.load(
                 source_ptr + entry.to(tl.int64)[None, :] * TILE + lanes[:, None], mask=used[None, :], other=-1
             )
-            a = tl.load(x_ptr + source.to(tl.int64) * c_in + channel[None, :], mask=source >= 0, other=0.0)
+            there = (source >= 0) & (source < n_in)
+            a = tl.load(x_ptr + source.to(tl.int64) * c_in + channel[None, :], mask=there, other=0.0)
             tap = tl.load(taps_ptr + entry, mask=used, other=0).to(tl.int64)
             weight_rows = tap * weight_stride_tap + channel * weight_stride_in
             b = tl.load(
@@ -185,21 +189,22 @@ def gather_gemm_kernel(
             entry = begin + step // K_BLOCKS
             k = (step % K_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
             source = tl.load(source_ptr + entry.to(tl.int64) * TILE + lanes)
+            there = (source >= 0) & (source < n_in)
             tap = tl.load(taps_ptr + entry).to(tl.int64)
             a_ptrs = x_ptr + source.to(tl.int64)[:, None] * c_in + k[None, :]
             b_ptrs = weight_ptr + tap * weight_stride_tap + k[:, None] * weight_stride_in
             b_ptrs += cols[None, :] * weight_stride_out
             if EVEN_K:
-                a = tl.load(a_ptrs, mask=(source >= 0)[:, None], other=0.0)
+                a = tl.load(a_ptrs, mask=there[:, None], other=0.0)
                 b = tl.load(b_ptrs, mask=(cols < c_out)[None, :], other=0.0)
             else:
-                a = tl.load(a_ptrs, mask=(source >= 0)[:, None] & (k < c_in)[None, :], other=0.0)
+                a = tl.load(a_ptrs, mask=there[:, None] & (k < c_in)[None, :], other=0.0)
                 b = tl.load(b_ptrs, mask=(k < c_in)[:, None] & (cols < c_out)[None, :], other=0.0)
             acc = tl.dot(a, b, acc, input_precision=INPUT_PRECISION)
 
     rows = tl.load(order_ptr + slots, mask=slots < n_rows, other=0).to(tl.int64)
     cells = rows[:, None] * c_out + cols[None, :]
-    inside = (slots < n_rows)[:, None] & (cols < c_out)[None, :]
+    inside = ((slots < n_rows) & (rows >= 0) & (rows < n_rows))[:, None] & (cols < c_out)[None, :]
     if ADD_SUMS:
         acc += tl.load(sums_ptr + cells, mask=inside, other=0.0)
     if out_ptr is None:
@@ -259,6 +264,8 @@ def weight_grad(
             named.pair_offsets,
             chunk_ends,
             n_pairs,
+            x.shape[0],
+            grad.shape[0],
             n_taps,
             c_in,
             c_out,
@@ -297,6 +304,8 @@ def weight_grad_kernel(
     offsets_ptr,
     chunk_ends_ptr,
     n_pairs,
+    n_in,
+    n_out,
     n_taps,
     c_in,
     c_out,
@@ -325,14 +334,15 @@ def weight_grad_kernel(
             pairs = first + tl.arange(0, BLOCK_K)
             source = tl.load(pairs_ptr + pairs, mask=pairs < end, other=0).to(tl.int64)
             target = tl.load(pairs_ptr + n_pairs + pairs, mask=pairs < end, other=0).to(tl.int64)
+            there = (pairs < end) & (source >= 0) & (source < n_in) & (target >= 0) & (target < n_out)
             a = tl.load(
                 x_ptr + source[:, None] * c_in + rows[None, :],
-                mask=(pairs < end)[:, None] & (rows < c_in)[None, :],
+                mask=there[:, None] & (rows < c_in)[None, :],
                 other=0.0,
             )
             b = tl.load(
                 grad_ptr + target[:, None] * c_out + cols[None, :],
-                mask=(pairs < end)[:, None] & (cols < c_out)[None, :],
+                mask=there[:, None] & (cols < c_out)[None, :],
                 other=0.0,
             )
             acc = tl.dot(tl.trans(a), b, acc, input_precision=INPUT_PRECISION)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, check_index, check_rows, describe
 from common_kernels.gather_rows import reference
+from common_kernels.operators import operator
 
 
 def gather_rows(src: Tensor, index: Tensor) -> Tensor:
@@ -24,9 +25,6 @@ def gather_rows(src: Tensor, index: Tensor) -> Tensor:
         IndexError: an index below -1 or not below N, on the CPU. On a GPU, where checking would cost a synchronisation,
             such an index gives zeros; nothing outside of src is read.
     """
-    check_rows("src", src)
-    check_index("index", index, "M")
-    check_device("index", index, "src", src)
     return torch.ops.trisparse.gather_rows(src, index)
 
 
@@ -48,19 +46,19 @@ def scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
         ValueError: wrong dtype, shape or device of an argument, or a negative n_rows.
         IndexError: an index below -1 or not below n_rows, on the CPU. On a GPU such a row is skipped.
     """
-    check_rows("src", src, floats_only=True)
-    check_index("index", index, "M")
-    check_device("index", index, "src", src)
-    if index.shape[0] != src.shape[0]:
-        raise ValueError(f"index must have one entry for each of the {src.shape[0]} rows, got {describe(index)}")
-    if n_rows < 0:
-        raise ValueError(f"n_rows must not be negative, got {n_rows}")
     return torch.ops.trisparse.scatter_add_rows(src, index, n_rows)
 
 
-@torch.library.custom_op("trisparse::gather_rows", mutates_args=())
+@operator("gather_rows")
 def _gather_rows(src: Tensor, index: Tensor) -> Tensor:
     return reference.gather_rows(src, index)
+
+
+@_gather_rows.register_check
+def _(src: Tensor, index: Tensor) -> None:
+    check_rows("src", src)
+    check_index("index", index, "M")
+    check_device("index", index, "src", src)
 
 
 @_gather_rows.register_kernel("cpu")
@@ -82,9 +80,20 @@ def _(src, index):  # type: ignore[no-untyped-def]
     return src.new_empty(index.shape[0], *src.shape[1:])
 
 
-@torch.library.custom_op("trisparse::scatter_add_rows", mutates_args=())
+@operator("scatter_add_rows")
 def _scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
     return reference.scatter_add_rows(src, index, n_rows)
+
+
+@_scatter_add_rows.register_check
+def _(src: Tensor, index: Tensor, n_rows: int) -> None:
+    check_rows("src", src, floats_only=True)
+    check_index("index", index, "M")
+    check_device("index", index, "src", src)
+    if index.shape[0] != src.shape[0]:
+        raise ValueError(f"index must have one entry for each of the {src.shape[0]} rows, got {describe(index)}")
+    if n_rows < 0:
+        raise ValueError(f"n_rows must not be negative, got {n_rows}")
 
 
 @_scatter_add_rows.register_kernel("cpu")

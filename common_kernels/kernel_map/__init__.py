@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common_kernels.checks import describe
+from common_kernels.checks import INDEX_DTYPES, check_device, check_rows, describe
 from common_kernels.kernel_map import reference
+from common_kernels.operators import operator
 
 KINDS = ("submanifold", "strided", "transposed")
 
@@ -28,6 +29,8 @@ class KernelMap:
         shape: extent of the output grid, one number per axis.
         symmetric: table[k, m] == n exactly when table[K - 1 - k, n] == m (odd submanifold kernels).
         inverse_of: the map that this one is the transpose of, whose tables serve both.
+        source: any tensor with one row for each input row, such as their coordinates. Where a model is traced, its
+            number of rows is asked for anew with each cloud; without it, a trace serves clouds of `n_in` rows alone.
     """
 
     table: Tensor
@@ -36,6 +39,7 @@ class KernelMap:
     shape: tuple[int, ...]
     symmetric: bool = False
     inverse_of: "KernelMap | None" = None
+    source: Tensor | None = None
 
     @property
     def n_taps(self) -> int:
@@ -71,11 +75,16 @@ class KernelMap:
         """
         if coords.shape[0] != self.n_in:
             raise ValueError(f"coords must have one row for each of the {self.n_in} input rows, got {coords.shape[0]}")
-        return KernelMap(self._transposed_table, self.n_out, coords, tuple(shape), self.symmetric, inverse_of=self)
+        return KernelMap(
+            self._transposed_table, self.n_out, coords, tuple(shape), self.symmetric, self, source=self.table.t()
+        )
 
     @cached_property
     def _transposed_table(self) -> Tensor:
-        return self.table.flip(0) if self.symmetric else torch.ops.trisparse.transpose_table(self.table, self.n_in)
+        if self.symmetric:
+            return self.table.flip(0)
+        rows = self.table.new_empty(self.n_in, 0) if self.source is None else self.source
+        return torch.ops.trisparse.transpose_table(self.table, rows)
 
     @cached_property
     def _transposed_schedule(self) -> list[Tensor]:
@@ -152,8 +161,9 @@ def kernel_map(
         coords, grid, out_grid, kernel, steps, pad, spread, batch_size, kind
     )
     if kind == "submanifold":
-        return KernelMap(table, coords.shape[0], coords, out_grid, symmetric=all(k % 2 == 1 for k in kernel))
-    return KernelMap(table, coords.shape[0], out_coords, out_grid)
+        symmetric = all(k % 2 == 1 for k in kernel)
+        return KernelMap(table, coords.shape[0], coords, out_grid, symmetric, source=coords)
+    return KernelMap(table, coords.shape[0], out_coords, out_grid, source=coords)
 
 
 def output_shape(
@@ -202,7 +212,7 @@ def per_axis(value: int | Sequence[int], ndim: int, name: str, minimum: int) -> 
     return values
 
 
-@torch.library.custom_op("trisparse::kernel_map", mutates_args=())
+@operator("kernel_map")
 def _kernel_map(
     coords: Tensor,
     shape: Sequence[int],
@@ -215,6 +225,24 @@ def _kernel_map(
     kind: str,
 ) -> tuple[Tensor, Tensor]:
     return reference.kernel_map(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind)
+
+
+@_kernel_map.register_check
+def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, kind):
+    if coords.ndim != 2 or coords.dtype not in INDEX_DTYPES or coords.shape[1] != 1 + len(shape):
+        raise ValueError(f"coords must be int32 or int64 [N, {1 + len(shape)}] in grid {shape}, got {describe(coords)}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    for name, values, least in (
+        ("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
+    ):  # fmt: skip
+        per_axis(values, len(shape), name, least)
+    expected = output_shape(shape, kernel, stride, padding, dilation, kind, [0] * len(shape))
+    grown = [n - least for n, least in zip(out_shape, expected)]  # by the output_padding of a transposed map
+    if len(out_shape) != len(shape) or min(grown) < 0 or (kind != "transposed" and max(grown) > 0):
+        raise ValueError(f"out_shape must be {list(expected)} for grid {list(shape)}, got {list(out_shape)}")
+    check_key_range(shape, batch_size)
+    check_key_range(out_shape, batch_size)
 
 
 @_kernel_map.register_kernel("cpu")
@@ -241,33 +269,49 @@ def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, k
     return coords.new_empty(n_out, coords.shape[1]), coords.new_empty(math.prod(kernel), n_out, dtype=torch.int32)
 
 
-@torch.library.custom_op("trisparse::transpose_table", mutates_args=())
-def _transpose_table(table: Tensor, n_in: int) -> Tensor:
-    return reference.transpose_table(table, n_in)
+def check_table(table: Tensor) -> None:
+    """Raise unless a table is int32 [K, M]."""
+    if table.ndim != 2 or table.dtype != torch.int32:
+        raise ValueError(f"table must be int32 [K, M], got {describe(table)}")
+
+
+@operator("transpose_table")
+def _transpose_table(table: Tensor, rows: Tensor) -> Tensor:
+    return reference.transpose_table(table, rows.shape[0])
+
+
+@_transpose_table.register_check
+def _(table, rows):
+    check_table(table)
+    check_rows("rows", rows)
+    check_device("rows", rows, "table", table)
 
 
 @_transpose_table.register_kernel("cpu")
-def _(table, n_in):
+def _(table, rows):
     from common_kernels.kernel_map import cpu
 
-    return cpu.transpose_table(table, n_in)
+    return cpu.transpose_table(table, rows.shape[0])
 
 
 @_transpose_table.register_kernel("cuda")
-def _(table, n_in):
+def _(table, rows):
     from common_kernels.kernel_map import gpu
 
-    return gpu.transpose_table(table, n_in)
+    return gpu.transpose_table(table, rows.shape[0])
 
 
 @_transpose_table.register_fake
-def _(table, n_in):
-    return table.new_empty(table.shape[0], n_in)
+def _(table, rows):
+    return table.new_empty(table.shape[0], rows.shape[0])
 
 
-@torch.library.custom_op("trisparse::map_schedule", mutates_args=())
+@operator("map_schedule")
 def _map_schedule(table: Tensor) -> list[Tensor]:
     return []  # a device without kernels of its own runs the reference, which reads the table
+
+
+_map_schedule.register_check(check_table)
 
 
 @_map_schedule.register_kernel("cpu")

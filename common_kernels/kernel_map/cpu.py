@@ -70,7 +70,10 @@ def kernel_map(
 def transpose_table(table: Tensor, n_in: int) -> Tensor:
     """As `reference.transpose_table`."""
     out = torch.empty(table.shape[0], n_in, dtype=torch.int32)
-    parallel_for(_transpose, table.shape[0], 1, table.contiguous().numpy(), out.numpy())
+    beyond = np.zeros(1, np.bool_)
+    parallel_for(_transpose, table.shape[0], 1, table.contiguous().numpy(), out.numpy(), beyond)
+    if beyond[0]:
+        raise ValueError(f"table must name rows below the {n_in} input rows, got row {int(table.max())}")
     return out
 
 
@@ -302,10 +305,13 @@ def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end)
 
 
 @njit(nogil=True, cache=True)
-def _transpose(table, out, begin, end):
+def _transpose(table, out, beyond, begin, end):
+    n_in = out.shape[1]
     for tap in range(begin, end):
         out[tap, :] = -1
         for row in range(table.shape[1]):
             source = table[tap, row]
-            if source >= 0:
+            if 0 <= source < n_in:
                 out[tap, source] = row
+            elif source >= n_in:
+                beyond[0] = True

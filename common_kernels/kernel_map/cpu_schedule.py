@@ -1,10 +1,15 @@
 """The pairs of a kernel map, tile by tile and tap by tap, as the CPU's gather-GEMM walks them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import ReferenceType, ref
+
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
+from common_kernels.checks import describe
 from common_kernels.simd import HAS_COMPRESS, LANES, compress_valid, count_valid
 from common_kernels.threads import parallel_for
 
@@ -23,7 +28,111 @@ def map_schedule(table: Tensor) -> list[Tensor]:
     offsets = np.cumsum(counts)
     source, slot = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int16)
     parallel_for(_fill, tiles, 16, entries, offsets, source, slot)
-    return [torch.from_numpy(source), torch.from_numpy(slot), torch.from_numpy(offsets)]
+    schedule = [torch.from_numpy(source), torch.from_numpy(slot), torch.from_numpy(offsets)]
+    _certify(table, schedule, _highest(schedule[0]))
+    return schedule
+
+
+@dataclass(frozen=True)
+class _Certificate:
+    """What is known of a schedule whose every number was looked at, or that was just made: it hangs on its tensor.
+
+    Attributes:
+        parts: the table, and the schedule's other tensors.
+        versions: how often the tensors had been written to.
+        highest: the highest row of x that is named, -1 for none.
+    """
+
+    parts: tuple[ReferenceType[Tensor], ...]
+    versions: tuple[int, ...]
+    highest: int
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()  # copies are other tensors
+
+
+_NAME = "_trisparse_certificate"
+
+
+def check_schedule(table: Tensor, schedule: Sequence[Tensor], n_in: int) -> None:
+    """Raise unless a schedule is one of table [K, M] and names rows below `n_in` only.
+
+    Every number that becomes an address is looked at, once: later calls see that the tensors are the same. That the
+    pairs are those of this table is seen by the first and the last one of each tile and tap.
+    """
+    certificate = getattr(schedule[0], _NAME, None) if schedule else None
+    if certificate is None or not _covers(certificate, table, schedule):
+        certificate = _certify(table, schedule, _look_through(table, schedule))
+    if certificate.highest >= n_in:
+        raise ValueError(f"table must name rows below the {n_in} rows of x, got row {certificate.highest}")
+
+
+def _certify(table: Tensor, schedule: Sequence[Tensor], highest: int) -> _Certificate:
+    tensors = (table, *schedule[1:])
+    certificate = _Certificate(tuple(map(ref, tensors)), _versions(table, schedule), highest)
+    setattr(schedule[0], _NAME, certificate)
+    return certificate
+
+
+def _covers(certificate: _Certificate, table: Tensor, schedule: Sequence[Tensor]) -> bool:
+    known, tensors = certificate.parts, (table, *schedule[1:])
+    same = len(known) == len(tensors) and all(part() is tensor for part, tensor in zip(known, tensors))
+    return same and certificate.versions == _versions(table, schedule)
+
+
+def _versions(table: Tensor, schedule: Sequence[Tensor]) -> tuple[int, ...]:
+    """Inference tensors do not count how often they are written to."""
+    return tuple(0 if each.is_inference() else each._version for each in (table, *schedule))
+
+
+def _look_through(table: Tensor, schedule: Sequence[Tensor]) -> int:
+    """The highest row that is named; ValueError unless the schedule is one of table [K, M]."""
+    taps, rows = table.shape
+    tiles = -(-rows // TILE)
+    got = [describe(each) for each in schedule]
+    if [each.dtype for each in schedule] != [torch.int32, torch.int16, torch.int64] or not all(
+        each.ndim == 1 and each.is_contiguous() for each in schedule
+    ):
+        raise ValueError(f"schedule must be contiguous int32 [P], int16 [P] and int64 [tiles * K + 1], got {got}")
+    source, slot, offsets = (each.numpy() for each in schedule)
+    foreign = np.ones(1, np.bool_)
+    if len(slot) == len(source) and len(offsets) == tiles * taps + 1 and offsets[0] == 0 and offsets[-1] == len(source):
+        foreign[0] = False
+        entries = table.contiguous().numpy()
+        parallel_for(_check, tiles, 16, entries, source, slot.view(np.uint16), offsets, foreign)
+    if foreign[0]:
+        raise ValueError(f"schedule must be that of the table {list(table.shape)}, got the {got} of another one")
+    return _highest(schedule[0])
+
+
+def _highest(source: Tensor) -> int:
+    return int(source.max()) if len(source) else -1
+
+
+@njit(nogil=True, cache=True)
+def _check(table, source, slot, offsets, foreign, begin, end):
+    taps, rows = table.shape
+    for tile in range(begin, end):
+        first = tile * TILE
+        here = min(TILE, rows - first)
+        for k in range(taps):
+            at, after = offsets[tile * taps + k], offsets[tile * taps + k + 1]
+            if at == after:
+                continue
+            if at < 0 or after > len(source) or not 0 < after - at <= here:
+                foreign[0] = True
+                return
+            lowest, tallest = np.int32(0), np.uint16(0)  # as an unsigned number, a negative slot is too large as well
+            for i in range(at, after):
+                lowest = min(lowest, source[i])
+            for i in range(at, after):
+                tallest = max(tallest, slot[i])
+            if lowest < 0 or tallest >= here:
+                foreign[0] = True
+                return
+            if table[k, first + slot[at]] != source[at] or table[k, first + slot[after - 1]] != source[after - 1]:
+                foreign[0] = True
+                return
 
 
 @njit(nogil=True, cache=True)

@@ -305,4 +305,4 @@ def transpose_kernel(out_ptr, table_ptr, n_out, n_in, BLOCK: tl.constexpr):
     tap = tl.program_id(1).to(tl.int64)
     real = rows < n_out
     source = tl.load(table_ptr + tap * n_out + rows, mask=real, other=-1)
-    tl.store(out_ptr + tap * n_in + source, rows.to(tl.int32), mask=real & (source >= 0))
+    tl.store(out_ptr + tap * n_in + source, rows.to(tl.int32), mask=real & (source >= 0) & (source < n_in))

@@ -108,6 +108,16 @@ def map_schedule(table: Tensor, tile: int = TILE) -> list[Tensor]:
     return [torch.cat(orders).to(torch.int32), torch.cat(offsets), pairs, pad(counts.cumsum(0), (1, 0)), *lists]
 
 
+def check_schedule(table: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Raise unless a schedule has the form of one of table [K, M]. What it holds is masked where it is used."""
+    n_taps, n_rows = table.shape
+    order, offsets, _, pair_offsets = tensors[:4] if len(tensors) == 4 + 2 * max_splits(n_taps) else (table,) * 4
+    tiles = (n_rows + TILE - 1) // TILE
+    if (order.shape[1], offsets.shape[1:], pair_offsets.shape) != (n_rows, (tiles + 1,), (n_taps + 1,)):
+        shapes = [list(each.shape) for each in tensors]
+        raise ValueError(f"schedule must be that of the table {list(table.shape)}, got tensors of shapes {shapes}")
+
+
 def fake_map_schedule(table: Tensor) -> list[Tensor]:
     """Tensors of the shapes and types of `map_schedule(table)`, for tracing."""
     n_taps, n_rows = table.shape

@@ -34,7 +34,7 @@ def kernel_map(
 
 
 def transpose_table(table: Tensor, n_in: int) -> Tensor:
-    """table [K, M] of input rows -> [K, N] of output rows."""
+    """table [K, M] of input rows -> [K, N] of output rows. IndexError for a row that is not below N."""
     out = table.new_full((table.shape[0], n_in), -1)
     tap, row = torch.nonzero(table >= 0, as_tuple=True)
     out[tap, table[tap, row].long()] = row.to(table.dtype)

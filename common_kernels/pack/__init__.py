@@ -6,6 +6,7 @@ from torch.types import Number
 
 from common_kernels.checks import check_device, check_index, check_rows, describe, dtype_name
 from common_kernels.compact import compact
+from common_kernels.operators import operator
 
 
 def pack(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,28 +56,19 @@ def unpack(rows: Tensor, index: Tensor, shape: tuple[int, int], fill: Number = 0
             a place that comes twice. On a GPU one of the rows with that place is taken.
         IndexError: a place outside of the batch, on the CPU. On a GPU such a row is left out.
     """
-    check_rows("rows", rows)
-    check_index("index", index, "T")
-    check_device("index", index, "rows", rows)
-    if index.shape[0] != rows.shape[0]:
-        raise ValueError(f"index must have one entry for each of the {rows.shape[0]} rows, got {describe(index)}")
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 0:
         raise ValueError(f"shape must be (B, S), got {tuple(shape)}")
-    if not (rows.is_floating_point() or rows.is_complex()):
-        low, high = (0, 1) if rows.dtype == torch.bool else (torch.iinfo(rows.dtype).min, torch.iinfo(rows.dtype).max)
-        if not (isinstance(fill, int) and low <= fill <= high):
-            raise ValueError(f"fill must be a number that {dtype_name(rows)} holds, got {fill!r}")
     out = torch.ops.trisparse.unpack_rows(rows, index, shape[0] * shape[1], fill)
     return out.view(shape[0], shape[1], *rows.shape[1:])
 
 
 # Plain torch and `gather_rows` below: no kernels of their own for a CPU or a GPU.
-@torch.library.custom_op("trisparse::pack_rows", mutates_args=())
+@operator("pack_rows")
 def _pack_rows(src: Tensor, index: Tensor) -> Tensor:
     return src.index_select(0, index)
 
 
-@torch.library.custom_op("trisparse::unpack_rows", mutates_args=())
+@operator("unpack_rows")
 def _unpack_rows(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> Tensor:
     source = _inverse(index, n_rows)
     # Gathered from the rows, not scattered to the batch: each element is written once, whether filled or not.
@@ -109,6 +101,28 @@ def _inverse(index: Tensor, n_rows: int) -> Tensor:
 @_pack_rows.register_fake
 def _(src, index):  # type: ignore[no-untyped-def]
     return src.new_empty(index.shape[0], *src.shape[1:])
+
+
+@_pack_rows.register_check
+def _(src: Tensor, index: Tensor) -> None:
+    check_rows("src", src)
+    check_index("index", index, "T")
+    check_device("index", index, "src", src)
+
+
+@_unpack_rows.register_check
+def _(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> None:
+    check_rows("rows", rows)
+    check_index("index", index, "T")
+    check_device("index", index, "rows", rows)
+    if index.shape[0] != rows.shape[0]:
+        raise ValueError(f"index must have one entry for each of the {rows.shape[0]} rows, got {describe(index)}")
+    if n_rows < 0:
+        raise ValueError(f"n_rows must not be negative, got {n_rows}")
+    if not (rows.is_floating_point() or rows.is_complex()):
+        low, high = (0, 1) if rows.dtype == torch.bool else (torch.iinfo(rows.dtype).min, torch.iinfo(rows.dtype).max)
+        if not (isinstance(fill, int) and low <= fill <= high):
+            raise ValueError(f"fill must be a number that {dtype_name(rows)} holds, got {fill!r}")
 
 
 @_unpack_rows.register_fake

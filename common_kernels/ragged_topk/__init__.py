@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.checks import FLOATS, check_device, check_index, describe
+from common_kernels.operators import operator
 from common_kernels.ragged_topk import reference
 
 
@@ -32,6 +33,16 @@ def ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None 
             `total`, values are not checked: a `keep` out of range counts as the nearest one within, the last segments
             keep fewer rows where `total` is too small, and -1 fills the result up where it is too large.
     """
+    return torch.ops.trisparse.ragged_topk(score.detach(), offsets, keep, total)
+
+
+@operator("ragged_topk")
+def _ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
+    return reference.ragged_topk(score, offsets, keep)
+
+
+@_ragged_topk.register_check
+def _(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None) -> None:
     if score.ndim != 1 or score.dtype not in FLOATS:
         raise ValueError(f"score must be fp32, fp64, fp16 or bf16 [T], got {describe(score)}")
     check_index("offsets", offsets, "B + 1")
@@ -44,12 +55,6 @@ def ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None 
         )
     if total is not None and total < 0:
         raise ValueError(f"total must not be negative, got {total}")
-    return torch.ops.trisparse.ragged_topk(score.detach(), offsets, keep, total)
-
-
-@torch.library.custom_op("trisparse::ragged_topk", mutates_args=())
-def _ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
-    return reference.ragged_topk(score, offsets, keep)
 
 
 @_ragged_topk.register_kernel("cpu")

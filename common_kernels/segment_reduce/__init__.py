@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common_kernels.checks import check_device, check_index, check_rows, wide
 from common_kernels.gather_rows import gather_rows
+from common_kernels.operators import operator
 from common_kernels.segment_reduce import reference
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -29,6 +30,16 @@ def segment_reduce(src: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
         ValueError: wrong dtype, shape or device of an argument, an unknown reduction; on the CPU also offsets that do
             not rise from 0 to M. On a GPU, where checking would cost a synchronisation, nothing outside of src is read.
     """
+    return torch.ops.trisparse.segment_reduce(src, offsets, reduce)
+
+
+@operator("segment_reduce")
+def _segment_reduce(src: Tensor, offsets: Tensor, reduce: str) -> Tensor:
+    return reference.segment_reduce(src, offsets, reduce)
+
+
+@_segment_reduce.register_check
+def _(src: Tensor, offsets: Tensor, reduce: str) -> None:
     check_rows("src", src, floats_only=True)
     check_index("offsets", offsets, "S + 1")
     check_device("offsets", offsets, "src", src)
@@ -36,12 +47,6 @@ def segment_reduce(src: Tensor, offsets: Tensor, reduce: str = "sum") -> Tensor:
         raise ValueError("offsets must hold one number more than there are segments, got none")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    return torch.ops.trisparse.segment_reduce(src, offsets, reduce)
-
-
-@torch.library.custom_op("trisparse::segment_reduce", mutates_args=())
-def _segment_reduce(src: Tensor, offsets: Tensor, reduce: str) -> Tensor:
-    return reference.segment_reduce(src, offsets, reduce)
 
 
 @_segment_reduce.register_kernel("cpu")

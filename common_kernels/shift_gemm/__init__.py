@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common_kernels.channel_shift import check_groups
 from common_kernels.checks import FLOATS, check_device, describe, dtype_name, wide
+from common_kernels.operators import operator
 from common_kernels.shift_gemm import reference
 
 ACTIVATIONS = ("none", "relu", "relu6")
@@ -36,20 +37,7 @@ def shift_gemm(
     Returns:
         [R, O] in the dtype of x.
     """
-    channels, offsets = check_groups(x, length, groups)
-    if x.ndim != 2 or x.dtype not in FLOATS:
-        raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [R, C], got {describe(x)}")
-    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.dtype != x.dtype:
-        raise ValueError(f"weight must be {dtype_name(x)} [{x.shape[1]}, O], got {describe(weight)}")
-    shapes = {"bias": (bias, (weight.shape[1],)), "residual": (residual, (x.shape[0], weight.shape[1]))}
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None and (tensor.shape != shape or tensor.dtype != x.dtype):
-            raise ValueError(f"{name} must be {dtype_name(x)} {list(shape)}, got {describe(tensor)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is not None:
-            check_device(name, tensor, "x", x)
+    channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
     return torch.ops.trisparse.shift_gemm(x, length, channels, offsets, weight, bias, residual, activation)
 
 
@@ -74,7 +62,7 @@ def fused_pays(
     return channels >= 32 and (out <= 4 * channels or hw <= 1024)
 
 
-@torch.library.custom_op("trisparse::shift_gemm", mutates_args=())
+@operator("shift_gemm")
 def _shift_gemm(
     x: Tensor,
     length: int,
@@ -86,6 +74,33 @@ def _shift_gemm(
     activation: str,
 ) -> Tensor:
     return reference.shift_gemm(x, length, channels, offsets, weight, bias, residual, activation)
+
+
+@_shift_gemm.register_check
+def _(
+    x: Tensor,
+    length: int,
+    channels: Sequence[int],
+    offsets: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> None:
+    check_groups(x, length, channels, offsets)
+    if x.ndim != 2 or x.dtype not in FLOATS:
+        raise ValueError(f"x must be fp32, fp64, fp16 or bf16 [R, C], got {describe(x)}")
+    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.dtype != x.dtype:
+        raise ValueError(f"weight must be {dtype_name(x)} [{x.shape[1]}, O], got {describe(weight)}")
+    shapes = {"bias": (bias, (weight.shape[1],)), "residual": (residual, (x.shape[0], weight.shape[1]))}
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != x.dtype):
+            raise ValueError(f"{name} must be {dtype_name(x)} {list(shape)}, got {describe(tensor)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is not None:
+            check_device(name, tensor, "x", x)
 
 
 @_shift_gemm.register_kernel("cpu")

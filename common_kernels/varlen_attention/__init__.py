@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.checks import FLOATS, check_device, check_index, describe, wide
+from common_kernels.operators import operator
 from common_kernels.varlen_attention import reference
 
 
@@ -54,10 +55,7 @@ def varlen_attention(
     Source: column sums from the log-sum-exp as in FlashAttention's backward (Dao et al., 2022); SpAtten's importance
     (Wang et al., 2021).
     """
-    scale, bias = _check(q, k, offsets, offsets_k, window, scale, bias)
-    if v.shape != k.shape or v.dtype != k.dtype:
-        raise ValueError(f"v must be {describe(k)} like k, got {describe(v)}")
-    check_device("v", v, "q", q)
+    scale, bias = _scores(q, k, scale, bias)
     queries = _queries(importance)
     out, _, sums = torch.ops.trisparse.varlen_attention(
         q, k, v, offsets, offsets_k, causal, window, scale, bias, queries
@@ -87,7 +85,7 @@ def attention_column_sums(
     Raises:
         ValueError: as varlen_attention; also an importance of False.
     """
-    scale, bias = _check(q, k, offsets, offsets_k, window, scale, bias)
+    scale, bias = _scores(q, k, scale, bias)
     queries = _queries(importance)
     if not queries:
         raise ValueError(f"importance must be True or a number of queries of at least 1, got {importance!r}")
@@ -97,16 +95,31 @@ def attention_column_sums(
     )  # fmt: skip
 
 
+def _scores(q: Tensor, k: Tensor, scale: float | None, bias: Tensor | None) -> tuple[float, Tensor | None]:
+    """The scale, and the bias in the dtype of the scores."""
+    if bias is not None:
+        _check_bias(k, bias)
+        bias = bias.to(wide(q.dtype))
+    if scale is None:
+        scale = q.shape[-1] ** -0.5 if q.ndim and q.shape[-1] else 1.0
+    return float(scale), bias
+
+
+def _check_bias(k: Tensor, bias: Tensor) -> None:
+    if bias.shape != k.shape[:1] or not bias.is_floating_point():
+        raise ValueError(f"bias must be floating [{k.shape[0]}], one for each row of k, got {describe(bias)}")
+
+
 def _check(
     q: Tensor,
     k: Tensor,
     offsets: Tensor,
     offsets_k: Tensor | None,
     window: int | None,
-    scale: float | None,
+    scale: float,
     bias: Tensor | None,
-) -> tuple[float, Tensor | None]:
-    """The scale and the bias in the dtype of the scores; raises for all that an operator on q and k cannot honour."""
+) -> None:
+    """Raise for all that an operator on q and k cannot honour."""
     if q.ndim != 3 or q.dtype not in FLOATS or 0 in q.shape[1:]:
         raise ValueError(f"q must be fp32, fp64, fp16 or bf16 [T, H, D], got {describe(q)}")
     if k.ndim != 3 or k.dtype != q.dtype or k.shape[2] != q.shape[2] or k.shape[1] == 0:
@@ -129,14 +142,18 @@ def _check(
     if window is not None and (isinstance(window, bool) or window < 1):
         raise ValueError(f"window must be None or at least 1, got {window!r}")
     if bias is not None:
-        if bias.shape != k.shape[:1] or not bias.is_floating_point():
-            raise ValueError(f"bias must be floating [{k.shape[0]}], one for each row of k, got {describe(bias)}")
+        _check_bias(k, bias)
         check_device("bias", bias, "q", q)
-        bias = bias.to(wide(q.dtype))
-    scale = float(q.shape[2] ** -0.5 if scale is None else scale)
+        if bias.dtype != wide(q.dtype):
+            raise ValueError(f"bias must be of the scores' dtype, {wide(q.dtype)}, got {describe(bias)}")
     if not abs(scale) < float("inf"):
         raise ValueError(f"scale must be a finite number, got {scale}")
-    return scale, bias
+
+
+def _check_values(k: Tensor, v: Tensor) -> None:
+    if v.shape != k.shape or v.dtype != k.dtype:
+        raise ValueError(f"v must be {describe(k)} like k, got {describe(v)}")
+    check_device("v", v, "k", k)
 
 
 def _queries(importance: bool | int) -> int:
@@ -148,7 +165,7 @@ def _queries(importance: bool | int) -> int:
     return importance
 
 
-@torch.library.custom_op("trisparse::varlen_attention", mutates_args=())
+@operator("varlen_attention")
 def _varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -167,6 +184,12 @@ def _varlen_attention(
         limit = None if queries < 0 else queries
         sums = reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, False, limit)
     return out, lse, sums
+
+
+@_varlen_attention.register_check
+def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # type: ignore[no-untyped-def]
+    _check(q, k, offsets, offsets_k, window, scale, bias)
+    _check_values(k, v)
 
 
 @_varlen_attention.register_kernel("cpu")
@@ -194,7 +217,7 @@ def _(q, k, v, offsets, offsets_k, causal, window, scale, bias, queries):  # typ
     return q.new_empty(q.shape), lse, q.new_empty(k.shape[0] if queries else 0, dtype=torch.float32)
 
 
-@torch.library.custom_op("trisparse::varlen_attention_backward", mutates_args=())
+@operator("varlen_attention_backward")
 def _varlen_attention_backward(
     grad: Tensor,
     q: Tensor,
@@ -213,6 +236,16 @@ def _varlen_attention_backward(
     return *grads[:3], lse.new_empty(0) if grads[3] is None else grads[3]
 
 
+@_varlen_attention_backward.register_check
+def _(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias):  # type: ignore[no-untyped-def]
+    _check(q, k, offsets, offsets_k, window, scale, bias)
+    _check_values(k, v)
+    for name, tensor, shape in (("grad", grad, q.shape), ("out", out, q.shape), ("lse", lse, q.shape[1::-1])):
+        check_device(name, tensor, "q", q)
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {describe(tensor)}")
+
+
 @_varlen_attention_backward.register_kernel("cuda")
 def _(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias):  # type: ignore[no-untyped-def]
     from common_kernels.varlen_attention import gpu
@@ -226,7 +259,7 @@ def _(grad, q, k, v, out, lse, offsets, offsets_k, causal, window, scale, bias):
     return (*(x.new_empty(x.shape) for x in (q, k, v)), lse.new_empty(0 if bias is None else bias.shape[0]))
 
 
-@torch.library.custom_op("trisparse::attention_column_sums", mutates_args=())
+@operator("attention_column_sums")
 def _attention_column_sums(
     q: Tensor,
     k: Tensor,
@@ -241,6 +274,11 @@ def _attention_column_sums(
 ) -> Tensor:
     limit = None if queries < 0 else queries
     return reference.column_sums(q, k, offsets, offsets_k, causal, window, scale, bias, per_head, limit)
+
+
+@_attention_column_sums.register_check
+def _(q, k, offsets, offsets_k, causal, window, scale, bias, queries, per_head):  # type: ignore[no-untyped-def]
+    _check(q, k, offsets, offsets_k, window, scale, bias)
 
 
 @_attention_column_sums.register_kernel("cpu")

@@ -342,7 +342,7 @@ def forward_arguments(
     values = aot.pointer(dtype)
     signature = dict.fromkeys(("x_ptr", "weight_ptr"), values)
     signature |= dict.fromkeys(("order_ptr", "offsets_ptr", "taps_ptr", "source_ptr"), "*i32")
-    signature |= dict.fromkeys(("n_rows", "n_blocks_m"), "i32")
+    signature |= dict.fromkeys(("n_rows", "n_in", "n_blocks_m"), "i32")
     constants: dict[str, Any] = {"c_in": c_in, "c_out": c_out, "weight_stride_tap": c_in * c_out}
     constants |= {"weight_stride_in": 1 if transposed else c_out, "weight_stride_out": c_in if transposed else 1}
     constants |= {"ADD_SUMS": group == "last", "RELU": group != "first", "PACKED": c_in <= launch.PACKED_CHANNELS}
@@ -421,7 +421,7 @@ def test_weight_grad_compiles(target: str, dtype: torch.dtype, channels: tuple[i
     config = launch.weight_grad_config(*channels, unit, FAMILY[target])
     signature = dict.fromkeys(("x_ptr", "grad_ptr"), aot.pointer(dtype))
     signature |= {"partial_ptr": "*fp32", "pairs_ptr": "*i32", "offsets_ptr": "*i64", "chunk_ends_ptr": "*i32"}
-    signature |= dict.fromkeys(("n_pairs", "n_taps", "chunk"), "i32")
+    signature |= dict.fromkeys(("n_pairs", "n_in", "n_out", "n_taps", "chunk"), "i32")
     constants = {"c_in": channels[0], "c_out": channels[1], "TAPS": 32, "INPUT_PRECISION": "ieee"}
     constants |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
@@ -448,11 +448,11 @@ def test_kernels_compile_for_sizes_of_one() -> None:
 
     config = launch.launch_config(1, 1, "16-bit", "hopper")
     signature, constants = forward_arguments(torch.float16, 1, 1, config, False, "only", False)
-    for name in ("n_rows", "n_blocks_m"):
+    for name in ("n_rows", "n_in", "n_blocks_m"):
         del signature[name]
         constants[name] = 1
     aot.compile_kernel(gpu.gather_gemm_kernel, "sm90", signature, constants, num_warps=4, num_stages=4)
-    constants = dict.fromkeys(("n_pairs", "n_taps", "c_in", "c_out", "TAPS"), 1)
+    constants = dict.fromkeys(("n_pairs", "n_in", "n_out", "n_taps", "c_in", "c_out", "TAPS"), 1)
     constants |= {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}
     signature = {"partial_ptr": "*fp32", "x_ptr": "*fp16", "grad_ptr": "*fp16", "pairs_ptr": "*i32"}
     signature |= {"offsets_ptr": "*i64", "chunk_ends_ptr": "*i32", "chunk": "i32"}

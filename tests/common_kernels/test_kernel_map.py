@@ -200,7 +200,7 @@ def test_odd_submanifold_maps_are_symmetric(device):
     for kernel, dilation in ((3, 1), ((5, 1, 3), (1, 2, 3))):
         made = kernel_map(coords, SHAPE, kernel, dilation=dilation, batch_size=2)
         assert made.symmetric
-        transposed = torch.ops.trisparse.transpose_table(made.table, made.n_in)
+        transposed = torch.ops.trisparse.transpose_table(made.table, coords)
         assert torch.equal(transposed, made.table.flip(0))
         assert torch.equal(made.transpose(coords, SHAPE).table, transposed)
         assert torch.equal(made.table[made.n_taps // 2], torch.arange(len(coords), dtype=torch.int32, device=device))
@@ -332,7 +332,7 @@ def test_opcheck(kind, n_rows, device):
     rows = ROWS[:n_rows].to(device)
     torch.library.opcheck(torch.ops.trisparse.kernel_map, (rows, [8, 8], out_shape, *axes, 1, kind))
     table = reference.kernel_map(rows, [8, 8], out_shape, *axes, 1, kind)[1]
-    torch.library.opcheck(torch.ops.trisparse.transpose_table, (table, n_rows))
+    torch.library.opcheck(torch.ops.trisparse.transpose_table, (table, rows))
 
 
 @pytest.mark.parametrize("name", ["subm k3", "k2s2", "transposed k2s2"])
