@@ -4,6 +4,7 @@ from common_models.acceleration import restore
 from pointcloud import conv, functional, models, modules, pool
 from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import Agreement, compare
+from pointcloud.checkpoints import convert_optimizer_state, convert_state_dict
 from pointcloud.conv import (
     SparseConv1d,
     SparseConv2d,
@@ -113,6 +114,8 @@ __all__ = [
     "accelerate",
     "compare",
     "conv",
+    "convert_optimizer_state",
+    "convert_state_dict",
     "convert_weight",
     "devoxelize",
     "draw_labels",

@@ -75,7 +75,7 @@ def layout_hint(key: str, stored: Tensor, weight: Tensor) -> list[str]:
         found = f"has the shape {list(stored.shape)} of another library or layout"
     else:
         found = f"has the layout {' or '.join(f'{layout} ({WRITERS[layout]})' for layout in layouts)}"
-    which = ', version="1", or "2.1"' if len(layouts) > 1 else ""
+    which = ", source=..." if len(layouts) > 1 else ""
     return [
         f"{key} {found}: state_dict = pointcloud.convert_state_dict(state_dict, model{which}) converts all weights "
         "of the network"
