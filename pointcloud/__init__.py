@@ -4,7 +4,7 @@ from common_models.acceleration import restore
 from pointcloud import conv, functional, models, modules, pool
 from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import Agreement, compare
-from pointcloud.checkpoints import convert_optimizer_state, convert_state_dict
+from pointcloud.checkpoints import convert_optimizer_state, convert_state_dict, load_checkpoint
 from pointcloud.conv import (
     SparseConv1d,
     SparseConv2d,
@@ -122,6 +122,7 @@ __all__ = [
     "functional",
     "is_spconv_module",
     "list_pretrained",
+    "load_checkpoint",
     "load_pretrained",
     "models",
     "modules",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pointcloud.checkpoints.layouts import Kernel, decode
+from pointcloud.checkpoints.read import layer_versions
 from pointcloud.checkpoints.sources import Evidence, Stored, check_source, find_source, layout_of
 from pointcloud.convolution import SparseConvolution
 from pointcloud.spconv_weights import kernel_one_as_stored
@@ -42,8 +43,15 @@ def convert_state_dict(
         >>> model.load_state_dict(pointcloud.convert_state_dict(written, model))
         <All keys matched successfully>
     """
+    return convert_with(state_dict, model, source, Evidence(layer_versions(state_dict), keys=tuple(state_dict)))
+
+
+def convert_with(
+    state_dict: Mapping[str, Tensor], model: nn.Module, source: str | None, evidence: Evidence
+) -> dict[str, Tensor]:
+    """`convert_state_dict` with what else is known of the writer."""
     stored = list(stored_weights(state_dict, model))
-    source = _source_of(stored, state_dict, source)
+    source = _source_of(stored, source, evidence)
     found = {entry.key: entry for entry in stored}
     expected = model.state_dict(keep_vars=True)
     converted: dict[str, Tensor] = {}
@@ -83,7 +91,8 @@ def convert_optimizer_state(
         ValueError: groups of other sizes than the optimiser's, or as `convert_state_dict`.
     """
     stored = {entry.name: entry for entry in stored_weights(state_dict, model)}
-    source = _source_of(list(stored.values()), state_dict, source)
+    evidence = Evidence(layer_versions(state_dict), keys=tuple(state_dict))
+    source = _source_of(list(stored.values()), source, evidence)
     sizes, wanted = (
         [len(group["params"]) for group in groups]
         for groups in (optimizer_state["param_groups"], optimizer.param_groups)
@@ -155,23 +164,12 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, SparseConvolution]]:
             yield name, module
 
 
-def _source_of(stored: list[Stored], state_dict: Mapping[str, Tensor], source: str | None) -> str:
+def _source_of(stored: list[Stored], source: str | None, evidence: Evidence) -> str:
     if source is not None:
         return check_source(source)
     if not stored:
         return "spconv"  # nothing to convert
-    return find_source(stored, evidence_of(state_dict))
-
-
-def evidence_of(state_dict: Mapping[str, Tensor], writers: Mapping[str, str] | None = None) -> Evidence:
-    """What the state dict says of its writer beside names and shapes."""
-    metadata = getattr(state_dict, "_metadata", None) or {}
-    versions = {
-        name: entry["version"]
-        for name, entry in metadata.items()
-        if isinstance(entry, Mapping) and isinstance(entry.get("version"), int)
-    }
-    return Evidence(versions, writers or getattr(state_dict, "writers", {}), tuple(state_dict))
+    return find_source(stored, evidence)
 
 
 def _child(name: str, leaf: str) -> str:
