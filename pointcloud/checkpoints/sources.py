@@ -130,13 +130,13 @@ def _decided(
     choices: list[str], groups: Iterable[list[str]], stored: list[Stored], evidence: Evidence
 ) -> list[str] | None:
     """The choice that the evidence leaves, if it says anything about these."""
-    said = _said(stored, evidence)
+    said = said_by(stored, evidence)
     if said is None:
         return None
     return [choice for choice, group in zip(choices, groups) if set(group) & said] or None
 
 
-def _said(stored: list[Stored], evidence: Evidence) -> set[str] | None:
+def said_by(stored: list[Stored], evidence: Evidence) -> set[str] | None:
     """The libraries that the evidence allows."""
     if {entry.key.rpartition(".")[2] for entry in stored} == {"kernel"}:
         if any(_is_wrapped(key, evidence.keys) for key in evidence.keys):
