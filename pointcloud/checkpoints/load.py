@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common_kernels.checks import describe
 from pointcloud.checkpoints.convert import convert_with
-from pointcloud.checkpoints.networks import Spelling, minkunet_arguments, our_keys, spelling_of
+from pointcloud.checkpoints.networks import NotThisNetworkError, Spelling, minkunet_arguments, our_keys, spelling_of
 from pointcloud.checkpoints.read import Checkpoint, checkpoint_of, read_checkpoint
 from pointcloud.checkpoints.sources import Evidence
 from pointcloud.models import MinkUNet
@@ -69,6 +69,8 @@ def minkunet_of(
         versions = {modules[name]: version for name, version in said.layer_versions.items() if name in modules}
         evidence = Evidence(versions, said.writers, said.keys)
         state = convert_with(ours, model, source or spelling.source, evidence)
+    except NotThisNetworkError as error:
+        raise NotThisNetworkError(f"{checkpoint.name}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{checkpoint.name}: {error}") from None
     model.load_state_dict(_fitting(checkpoint.name, state, model), assign=True)

@@ -15,6 +15,10 @@ from pointcloud.models.minkunet import BLOCKS, CHANNELS
 STEM_TAPS = 27
 
 
+class NotThisNetworkError(ValueError):
+    """A state dict in the spelling of a MinkUNet is of another network of that project."""
+
+
 @dataclass(frozen=True)
 class Spelling:
     """How a project spells the keys of a MinkUNet.
@@ -80,7 +84,7 @@ def our_keys(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, str
     """Our key for each of theirs that the network reads.
 
     Raises:
-        ValueError: keys of another network in the same spelling.
+        NotThisNetworkError: keys of another network in the same spelling.
     """
     renamed, strange = {}, []
     for key in tensors:
@@ -90,9 +94,11 @@ def our_keys(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, str
         elif not re.match(spelling.ignored, key):
             strange.append(key)
     if strange:
-        raise ValueError(f"{len(strange)} keys are not those of a MinkUNet of {spelling.project}, {strange[0]!r} first")
+        raise NotThisNetworkError(
+            f"{len(strange)} keys are not those of a MinkUNet of {spelling.project}, {strange[0]!r} first"
+        )
     if spelling.project == "spvnas" and _uses_points(tensors):
-        raise ValueError(
+        raise NotThisNetworkError(
             "it is an SPVCNN, whose point branch (point_transforms) was trained; of spvnas' networks only MinkUNet is "
             "here"
         )
@@ -121,18 +127,18 @@ def minkunet_arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of `MinkUNet` for a state dict in our keys, whatever the layout of its weights.
 
     Raises:
-        ValueError: a depth or a width that MinkUNet has not.
+        NotThisNetworkError: a depth or a width that MinkUNet has not.
     """
     norms = ["stem.1", *(f"stages.{i}.blocks.0.net.1" for i in range(4)), *(f"ups.{i}.up.1" for i in range(4))]
     lacking = [key for key in (*(f"{norm}.running_mean" for norm in norms), "classifier.weight") if key not in tensors]
     if lacking:
-        raise ValueError(f"it lacks what in a MinkUNet is {lacking[0]}")
+        raise NotThisNetworkError(f"it lacks what in a MinkUNet is {lacking[0]}")
     channels = tuple(len(tensors[f"{norm}.running_mean"]) for norm in norms)
     stem = next((tensors[key] for key in ("stem.0.kernel", "stem.0.weight") if key in tensors), None)
     blocks = tuple(_count(tensors, f"{side}.{i}.blocks") for side in ("stages", "ups") for i in range(4))
     depth = next((depth for depth, counts in BLOCKS.items() if counts == blocks), None)
     if depth is None or stem is None:
-        raise ValueError(f"residual blocks per stage must be those of depth 14, 18 or 34, got {list(blocks)}")
+        raise NotThisNetworkError(f"residual blocks per stage must be those of depth 14, 18 or 34, got {list(blocks)}")
     return {
         "in_channels": stem.numel() // (STEM_TAPS * channels[0]),
         "num_classes": len(tensors["classifier.weight"]),
@@ -149,11 +155,11 @@ def width_of(channels: tuple[int, ...]) -> float:
     """The shortest decimal whose multiples of MinkUNet's channels, rounded down, are these.
 
     Raises:
-        ValueError: there is none.
+        NotThisNetworkError: there is none.
     """
     low = max(c / unit for c, unit in zip(channels, CHANNELS))
     for digits in range(7):
         width = math.ceil(low * 10**digits - 1e-9) / 10**digits
         if tuple(int(width * unit) for unit in CHANNELS) == channels:
             return width
-    raise ValueError(f"channels must be {list(CHANNELS)} times a width, got {list(channels)}")
+    raise NotThisNetworkError(f"channels must be {list(CHANNELS)} times a width, got {list(channels)}")

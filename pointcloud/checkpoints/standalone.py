@@ -90,8 +90,11 @@ def _by_taps(checkpoint: Checkpoint, source: str | None) -> Converted | None:
     if source not in ("torchsparse", "minkowski", None):
         raise ValueError(f"source must be 'torchsparse' or 'minkowski' for weights called 'kernel', got {source!r}")
     stored = [Stored(key.rpartition(".")[0], key, tensors[key], _cube(key, tensors[key])) for key in keys]
+    certain = source == "torchsparse" or said_by(stored, checkpoint.evidence) == {"torchsparse"}
     if source is None:
         source = _of_taps(stored, checkpoint.evidence)
+    if source == "minkowski" or not certain:
+        _check_depthwise(stored)
     converted = dict(tensors)
     for entry in stored:
         weight = as_ours(converted.pop(entry.key), source, entry.kernel, entry.key)
@@ -104,6 +107,16 @@ def _by_taps(checkpoint: Checkpoint, source: str | None) -> Converted | None:
     if source == "minkowski":
         result = {_unwrapped(key, checkpoint.evidence.keys): value for key, value in result.items()}
     return Converted(result, source, len(keys))
+
+
+def _check_depthwise(stored: list[Stored]) -> None:
+    """Raise ValueError for a weight `[taps, channels]`, of a layer that torchsparse has not, or `[Cin, Cout]`."""
+    for entry in stored:
+        if entry.weight.ndim == 2 and entry.weight.shape[0] in DEPTHWISE_TAPS:
+            raise ValueError(
+                f"{entry.key} {list(entry.weight.shape)} may be of a depthwise convolution of Minkowski Engine with "
+                f"{len(entry.weight)} taps or of a kernel of size 1: pointcloud.convert_state_dict takes the network"
+            )
 
 
 def _renamed(key: str) -> str:
@@ -119,11 +132,6 @@ def _unwrapped(key: str, keys: tuple[str, ...]) -> str:
 def _cube(key: str, weight: Tensor) -> Kernel:
     """The kernel of a weight by taps."""
     if weight.ndim == 2:
-        if weight.shape[0] in DEPTHWISE_TAPS:
-            raise ValueError(
-                f"{key} {list(weight.shape)} may be of a depthwise convolution with {weight.shape[0]} taps or of a "
-                "kernel of size 1: pointcloud.convert_state_dict takes the network"
-            )
         return Kernel(weight.shape[1], (1, 1, 1), weight.shape[0], product=True)
     taps, cin, cout = weight.shape
     if taps not in CUBES:

@@ -30,20 +30,23 @@ def network(cin: int = 4, mid: int = 6, cout: int = 5, large: bool = True) -> nn
 
 def written_by(source: str, model: nn.Module) -> dict[str, Tensor]:
     """The model's state dict as `source` would write it."""
-    state = dict(model.state_dict())
-    for name, layer in model.named_modules():
-        if not isinstance(layer, pc.SparseConvolution):
+    state = {}
+    for key, value in model.state_dict().items():
+        name, _, leaf = key.rpartition(".")
+        layer = model.get_submodule(name)
+        if not isinstance(layer, pc.SparseConvolution) or leaf != "weight":
+            state[key] = value
             continue
         kernel = kernel_of(layer)
         layout = {"spconv": "krsc", "spconv-2.0": "rskc", "spconv-1": "rsck"}.get(source, source)
         if source == "spconv-2.1":
             layout = "krsc" if kernel.taps <= 32 else "rskc"
         weight = encode(layer.output_first_weight.detach(), layout, kernel)
-        del state[f"{name}.weight"]
         state[f"{name}.{LEAVES[source]}"] = weight
-        if source == "minkowski" and layer.bias is not None:
-            state[f"{name}.bias"] = state[f"{name}.bias"][None]
     if source == "minkowski":
+        for name, layer in model.named_modules():
+            if isinstance(layer, pc.SparseConvolution) and layer.bias is not None:
+                state[f"{name}.bias"] = state[f"{name}.bias"][None]
         norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]
         for key in [key for key in state if key.rpartition(".")[0] in norms]:
             name, _, leaf = key.rpartition(".")
