@@ -169,7 +169,22 @@ def load_fitting(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> N
             raise ValueError(f"{path}: {key} must be floating-point, got {describe(value)}")
     # Copies: a tensor that stays mapped would change, or kill the process, with the file.
     fitting = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
-    model.load_state_dict(fitting, assign=True)
+    give_tensors(model, fitting)
+
+
+def give_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the tensors of a state dict that fits in the places of the network's own.
+
+    Unlike `load_state_dict` it does not ask the modules, whose loaders code of others may have replaced.
+    """
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        for key, parameter in module._parameters.items():
+            if parameter is not None and prefix + key in state:
+                module._parameters[key] = nn.Parameter(state[prefix + key], parameter.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None and prefix + key in state:
+                module._buffers[key] = state[prefix + key]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

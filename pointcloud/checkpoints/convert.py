@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def convert_with(
     source = _source_of(stored, source, evidence)
     found = {entry.key: entry for entry in stored}
     expected = model.state_dict(keep_vars=True)
-    converted: dict[str, Tensor] = {}
+    converted: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in state_dict.items():
         if key in found:
             entry = found[key]
@@ -66,6 +67,10 @@ def convert_with(
         if wanted is not None and name.endswith("bias") and wanted.shape != value.shape == (1, *wanted.shape):
             value = value[0]  # Minkowski Engine's biases are rows
         converted[name] = value
+    # Of layers as the network itself would write it: loaders of frameworks turn the weights of older versions.
+    versions = getattr(expected, "_metadata", {})
+    kept = {entry.name: versions[entry.name] for entry in stored if entry.name in versions}
+    converted._metadata = {**(getattr(state_dict, "_metadata", None) or {}), **kept}  # type: ignore[attr-defined]
     return converted
 
 

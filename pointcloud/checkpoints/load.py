@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.checks import describe
+from common_models.pretrained import give_tensors
 from pointcloud.checkpoints.convert import convert_with
 from pointcloud.checkpoints.networks import NotThisNetworkError, Spelling, minkunet_arguments, our_keys, spelling_of
 from pointcloud.checkpoints.read import Checkpoint, checkpoint_of, read_checkpoint
@@ -73,7 +74,7 @@ def minkunet_of(
         raise NotThisNetworkError(f"{checkpoint.name}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{checkpoint.name}: {error}") from None
-    model.load_state_dict(_fitting(checkpoint.name, state, model), assign=True)
+    give_tensors(model, _fitting(checkpoint.name, state, model))
     return model.eval(), arguments
 
 

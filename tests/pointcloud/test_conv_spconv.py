@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import pointcloud as pc
+from tests.pointcloud.checkpoints.published import moving_loader
 from tests.pointcloud.dense_oracle import random_cloud
 
 sp = pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
@@ -305,18 +306,6 @@ def test_layers_that_read_their_weight_themselves() -> None:
         ours.load_state_dict(state)
         assert torch.equal(ours(x).features, expected)
     assert torch.equal(pc.accelerate(ours.eval())(x).features, expected)
-
-
-def moving_loader(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
-    """What frameworks put in the place of SparseModule's: weights of an older layout get the axes of the newer one."""
-    for name, parameter in self.named_parameters(recurse=False):
-        stored = state[prefix + name]
-        if stored.ndim > 1 and metadata.get("version") != 2:
-            stored = stored.permute(stored.ndim - 1, *range(stored.ndim - 1))
-        if stored.shape != parameter.shape:
-            errors.append(f"size mismatch for {prefix + name}")
-        else:
-            parameter.data.copy_(stored)
 
 
 @pytest.mark.parametrize("channels", [(4, 6, 5), (4, 4, 4)], ids=str)

@@ -90,3 +90,15 @@ def written(model: MinkUNet, project: str, backend: str) -> OrderedDict[str, Ten
             state.update({f"point_transforms.{i}.{name}": value for name, value in branch.state_dict().items()})
     state._metadata = metadata  # type: ignore[attr-defined]
     return state
+
+
+def moving_loader(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    """What frameworks put in the place of SparseModule's: weights of an older layout get the axes of the newer one."""
+    for name, parameter in self.named_parameters(recurse=False):
+        stored = state[prefix + name]
+        if stored.ndim > 1 and metadata.get("version") != 2:
+            stored = stored.permute(stored.ndim - 1, *range(stored.ndim - 1))
+        if stored.shape != parameter.shape:
+            errors.append(f"size mismatch for {prefix + name}")
+        else:
+            parameter.data.copy_(stored)

@@ -12,7 +12,8 @@ from torch import nn
 import pointcloud as pc
 from pointcloud.checkpoints import load_checkpoint
 from pointcloud.models import MinkUNet
-from tests.pointcloud.checkpoints.published import written
+from tests.pointcloud.checkpoints.published import moving_loader, written
+from tests.pointcloud.checkpoints.test_convert import written_by
 from tests.pointcloud.dense_oracle import random_cloud
 
 SPELLINGS = [("spvnas", "torchsparse"), *(("mmdetection3d", b) for b in ("torchsparse", "minkowski", "spconv", "mmcv"))]
@@ -107,6 +108,22 @@ def test_the_layers_library_can_be_said() -> None:
     assert torch.equal(load_checkpoint(state, source="spconv").stem[0].weight, model.stem[0].weight)
     with pytest.raises(ValueError, match="as minkowski lays it out"):
         load_checkpoint(state, source="minkowski")
+
+
+def test_code_that_replaces_the_loader_of_all_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """mmdetection3d does, in the process that also loads networks of this package."""
+    model = network()
+    state = written(model, "mmdetection3d", "mmcv")
+    bundled = pc.load_pretrained("minkunet14-streets").state_dict()
+    monkeypatch.setattr(pc.SparseModule, "_version", 2)
+    monkeypatch.setattr(pc.SparseModule, "_load_from_state_dict", moving_loader)
+    found = load_checkpoint(state)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters(), strict=True))
+    again = pc.load_pretrained("minkunet14-streets").state_dict()
+    assert all(torch.equal(again[key], bundled[key]) for key in bundled)
+    layer, other = (pc.SparseSequential(pc.SubMConv3d(3, 5, 3), pc.SubMConv3d(5, 3, 1)) for _ in range(2))
+    other.load_state_dict(pc.convert_state_dict(written_by("spconv-1", layer), other))
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
 
 
 def test_it_is_exported() -> None:
