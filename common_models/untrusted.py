@@ -122,7 +122,7 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{path} is not a checkpoint: {packed[0]!r} in it is compressed, torch.save stores")
     elif tarfile.is_tarfile(path):
         raise ValueError(
-            f"{path} is a tar archive of torch before 0.2, or another one: torch cannot read it without running what "
+            f"{path} is a tar archive, of the first versions of torch or another: torch cannot read it without running what "
             "it says. Expected a state dict saved by a newer torch"
         )
 

@@ -23,6 +23,7 @@ NEED_THE_NETWORK = ("warpconvnet", "fvdb", "ocnn")
 PROJECTS = (
     (r"conv0p1s1\.", "Minkowski Engine", "MinkUNet"),
     (r"stage1\.1\.net\.0\.kernel", "spvnas", "SPVCNN"),
+    (r"downsample\.0\.transition\.", "spvnas", "SPVNAS"),
     (r"backbone_3d\.", "OpenPCDet", "detector"),
     (r"(backbone\.)?conv_input\.0\.weight", "Pointcept", "SpUNet"),
     (r"(backbone\.)?embedding\.stem\.", "Pointcept", "PTv3"),
