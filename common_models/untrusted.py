@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import pickle
@@ -79,20 +80,27 @@ def read_untrusted(path: Path) -> object:
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    _check_archive(path)
-    named = sorted(set(_globals_in(path)))
-    stand_ins: list[Any] = [(type(name, (Inert,), {}), name) for name in named if _is_inert(name)]
+    named: list[str] = []
     try:
+        _check_archive(path)
+        named = sorted(set(_globals_in(path)))
+        stand_ins: list[Any] = [(type(name, (Inert,), {}), name) for name in named if _is_inert(name)]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except _RefusedError as error:
+        raise ValueError(f"{path} is {error}") from None
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is no file of tensors alone, and nothing else is loaded: {_why(error, named)}"
         ) from None
-    except Exception as error:  # whatever the parser raises on a file that is none
+    except Exception as error:  # whatever the parsers raise on a file that is none
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a seek to a place that is none
+            raise
         raise ValueError(f"{path} is not a checkpoint: {type(error).__name__}: {error}") from None
+
+
+class _RefusedError(Exception):
+    """What a file is instead of a checkpoint."""
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -110,20 +118,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _check_archive(path: Path) -> None:
     """torch.save stores; an archive that is compressed could hold more than the memory."""
     if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.infolist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is not a checkpoint: {error}") from None
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
         if any(info.filename.endswith("/constants.pkl") for info in entries):
-            raise ValueError(f"{path} is a TorchScript archive, which holds code: a state dict was expected")
+            raise _RefusedError("a TorchScript archive, which holds code: a state dict was expected")
         packed = [info.filename for info in entries if info.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise ValueError(f"{path} is not a checkpoint: {packed[0]!r} in it is compressed, torch.save stores")
+            raise _RefusedError(f"not a checkpoint: {packed[0]!r} in it is compressed, torch.save stores")
     elif tarfile.is_tarfile(path):
-        raise ValueError(
-            f"{path} is a tar archive, of the first versions of torch or another: torch cannot read it without running what "
-            "it says. Expected a state dict saved by a newer torch"
+        raise _RefusedError(
+            "a tar archive, of the first versions of torch or another: torch cannot read it without running what it "
+            "says. Expected a state dict saved by a newer torch"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import sys
 import tarfile
 import types
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from common_models.untrusted import Inert, check_digest, check_tensors, read_untrusted
 
@@ -87,6 +89,31 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.safetensors|No such file"):
         (tmp_path / "none.safetensors").write_bytes(b"x")
         read_untrusted(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["zip", "stream", "safetensors"])
+def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
+    """Whatever the bytes are: read, or an error that names the file."""
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    state = {f"layer{i}.weight": torch.randn(4, 3) for i in range(3)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "meta": {"version": "1"}}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, draw = path.read_bytes(), random.Random(0)
+    refused = 0
+    for i in range(150):
+        damaged = bytearray(whole if i % 5 else whole[: draw.randrange(len(whole))])
+        for _ in range(draw.choice([1, 2, 30])):
+            if damaged:
+                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            read_untrusted(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 50
 
 
 def test_digest_and_claims(tmp_path: Path) -> None:
