@@ -35,12 +35,27 @@ def fold_scale(
 
 
 def fold_batch_norm(layer: Any, norm: Any) -> None:
-    """Make `layer` compute `norm(layer(x))`, with the norm's running statistics; `layer.weight` is [Cout, ...]."""
+    """Make `layer` compute `norm(layer(x))`, with the norm's running statistics.
+
+    Args:
+        layer: its `weight` is [Cout, ...]; one that keeps it otherwise gives and takes it as `output_first_weight`.
+    """
+    ordered = hasattr(layer, "output_first_weight")
     weight, bias = fold_scale(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        layer.output_first_weight if ordered else layer.weight,
+        layer.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
     dtype = layer.weight.dtype
-    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    if ordered:
+        layer.output_first_weight = weight.to(dtype)
+        layer.weight.requires_grad_(False)
+    else:
+        layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 

@@ -83,12 +83,18 @@ def domain_of(path: Path) -> str | None:
 
 
 def write_weights(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], card: Mapping[str, Any], domain: str, fp32: bool = False
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    domain: str,
+    fp32: bool = False,
+    half: bool = True,
 ) -> None:
     """Write tensors and card; matrices in fp16, everything else as it is. The file appears whole or not at all.
 
     Args:
         fp32: floating tensors that stay are written in fp32.
+        half: False leaves matrices as they are too.
 
     Raises:
         ValueError: a matrix that is not finite in fp16.
@@ -97,14 +103,14 @@ def write_weights(
     """
     save_file = _safetensors().torch.save_file
     metadata = {"card": json.dumps(card), "domain": domain}
-    rounded = {key: _rounded(key, value.detach().cpu(), fp32) for key, value in state.items()}
+    rounded = {key: _rounded(key, value.detach().cpu(), fp32, half) for key, value in state.items()}
     with replace_atomically(path) as partial:
         save_file(rounded, partial, metadata=metadata)
 
 
-def _rounded(key: str, value: Tensor, fp32: bool) -> Tensor:
+def _rounded(key: str, value: Tensor, fp32: bool, half: bool) -> Tensor:
     if value.is_floating_point():
-        if value.ndim > 1:
+        if value.ndim > 1 and half:
             if value.numel() and not float(value.abs().max()) <= FP16_LIMIT:
                 raise ValueError(f"{key} must be finite and within ±{FP16_LIMIT:g}, the range of fp16, to be saved")
             value = value.half()
@@ -163,7 +169,22 @@ def load_fitting(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> N
             raise ValueError(f"{path}: {key} must be floating-point, got {describe(value)}")
     # Copies: a tensor that stays mapped would change, or kill the process, with the file.
     fitting = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
-    model.load_state_dict(fitting, assign=True)
+    give_tensors(model, fitting)
+
+
+def give_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the tensors of a state dict that fits in the places of the network's own.
+
+    Unlike `load_state_dict` it does not ask the modules, whose loaders code of others may have replaced.
+    """
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        for key, parameter in module._parameters.items():
+            if parameter is not None and prefix + key in state:
+                module._parameters[key] = nn.Parameter(state[prefix + key], parameter.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None and prefix + key in state:
+                module._buffers[key] = state[prefix + key]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from common_models.acceleration import restore
 from pointcloud import conv, functional, models, modules, pool
 from pointcloud.accelerate import Acceleration, accelerate
 from pointcloud.agreement import Agreement, compare
+from pointcloud.checkpoints import convert_optimizer_state, convert_state_dict, load_checkpoint
 from pointcloud.conv import (
     SparseConv1d,
     SparseConv2d,
@@ -120,6 +121,8 @@ __all__ = [
     "accelerate",
     "compare",
     "conv",
+    "convert_optimizer_state",
+    "convert_state_dict",
     "convert_weight",
     "devoxelize",
     "draw_labels",
@@ -129,6 +132,7 @@ __all__ = [
     "is_spconv_module",
     "kernel_offsets",
     "list_pretrained",
+    "load_checkpoint",
     "load_pretrained",
     "models",
     "modules",

@@ -294,6 +294,8 @@ def _why_bound(conv: SparseConvolution) -> str:
 
 def _pack(conv: SparseConvolution) -> None:
     """Store [Cout, *k, Cin / groups] in memory as [*k, Cin / groups, Cout], which is what the kernel reads."""
+    if conv.output_first_weight is not conv.weight:
+        return  # a kernel of size 1 lies so
     ndim = conv.weight.ndim
     there, back = [*range(1, ndim), 0], [ndim - 1, *range(ndim - 1)]
     packed = conv.weight.detach().permute(there).contiguous().permute(back)

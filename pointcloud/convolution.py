@@ -16,7 +16,7 @@ from common_kernels.kernel_map import per_axis
 from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
 from pointcloud.functional import depthwise
 from pointcloud.modules import SparseModule
-from pointcloud.spconv_weights import in_krsc, kernel_one_as_stored
+from pointcloud.spconv_weights import kernel_one_as_stored, kernel_one_in_krsc, layout_hint
 from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
 
 Size = int | Sequence[int]
@@ -25,7 +25,9 @@ Size = int | Sequence[int]
 class SparseConvolution(SparseModule):
     """Base of all sparse convolutions: `y[o] = sum over taps r of x[in(o, r)] @ W[r] + bias`, cross-correlation.
 
-    Weight `[out_channels, *kernel_size, in_channels // groups]`, bias `[out_channels]`.
+    Weight `[out_channels, *kernel_size, in_channels // groups]`, bias `[out_channels]`. The weight of a kernel of size
+    1 lies in memory as `[in_channels, out_channels]`, whatever its shape says, as spconv has it: state dicts, states of
+    optimisers and code that reads the weight pass both ways. `output_first_weight` has the order of its shape.
 
     * SubMConv: outputs are the inputs, `in = out + (r - k // 2) * dilation`, for odd and even kernels. `padding` is
       accepted and has no meaning, as a submanifold convolution is padded by definition; stride must be 1.
@@ -124,13 +126,8 @@ class SparseConvolution(SparseModule):
         )
         self.conv1x1 = not inverse and self._is_plain_product()
         weight = torch.empty(out_channels, *self.kernel_size, in_channels // groups, device=device, dtype=dtype)
-        # spconv takes such a layer, an inverse one too, for a product with `[Cin, Cout]`, whatever the weight's shape
-        # says (see spconv_weights). With the same memory the state dict shows it as a view. A forward of its own (the
-        # 1x1x1 layer of SoftGroup's code) reads the memory as spconv left it.
-        self._kernel_one = (
-            max(self.kernel_size) == max(self.stride) == groups == 1 and type(self).forward is SparseConvolution.forward
-        )
-        self.weight = nn.Parameter(in_krsc(weight, "KERNEL_ONE") if self._kernel_one else weight)
+        self._kernel_one = max(self.kernel_size) == max(self.stride) == groups == 1
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         if record_voxel_count and not subm and not inverse:
             count = torch.zeros(1, dtype=torch.int32, device=device)
@@ -147,6 +144,19 @@ class SparseConvolution(SparseModule):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def output_first_weight(self) -> Tensor:
+        """The weight in the order of its shape, `[out_channels, *kernel_size, in_channels // groups]`.
+
+        Setting it makes a new parameter.
+        """
+        return kernel_one_in_krsc(self.weight) if self._kernel_one else self.weight
+
+    @output_first_weight.setter
+    def output_first_weight(self, weight: Tensor) -> None:
+        weight = kernel_one_as_stored(weight.detach()) if self._kernel_one else weight.detach()
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
 
     def get_max_num_voxels(self) -> Tensor | None:
         """The largest number of output rows so far, int32 [1]; None without `record_voxel_count`."""
@@ -207,7 +217,7 @@ class SparseConvolution(SparseModule):
         return found.link.map, found.target, input.with_key(self.indice_key, found)
 
     def _convolve(self, x: Tensor, map: KernelMap | None, residual: Tensor | None) -> Tensor:
-        x, weight, bias, residual = self._cast(x, self.weight, self.bias, residual)
+        x, weight, bias, residual = self._cast(x, self.output_first_weight, self.bias, residual)
         taps = weight.flatten(1, -2)  # [Cout, K, Cin / groups]
         if self.groups == self.in_channels > 1 and map is not None:
             repeats = self.out_channels // self.in_channels
@@ -251,12 +261,6 @@ class SparseConvolution(SparseModule):
             )
         return x, weight, bias, residual
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight = destination.get(prefix + "weight")
-        if self._kernel_one and weight is not None:
-            destination[prefix + "weight"] = kernel_one_as_stored(weight)
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -268,23 +272,22 @@ class SparseConvolution(SparseModule):
         error_msgs: list[str],
     ) -> None:
         key = prefix + "weight"
-        stored = state_dict.get(key)
-        if stored is not None and stored.shape == self.weight.shape:
-            if self._kernel_one:
-                state_dict[key] = in_krsc(stored, "KERNEL_ONE")
-        elif stored is not None:
-            for layout in ("RSKC", "RSCK"):
-                if stored.ndim == self.ndim + 2 and in_krsc(stored, layout).shape == self.weight.shape:
-                    error_msgs.append(
-                        f"{key} has the layout {layout} of an older spconv: "
-                        f"state_dict[{key!r}] = pointcloud.convert_weight(state_dict[{key!r}], {layout!r})"
-                    )
+        stored, n_errors = state_dict.get(key), len(error_msgs)
         count = self.get_max_num_voxels()
         if count is not None:  # checkpoints written without record_voxel_count have no count
             state_dict.setdefault(prefix + "max_num_voxels_during_training", torch.zeros_like(count))
+        # Code of others replaces this method in SparseModule by one that knows older layouts (mmdetection3d does):
+        # only what it could not load is an error.
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if stored is None or stored.shape == self.weight.shape:
+            return
+        if len(error_msgs) > n_errors:
+            error_msgs.extend(layout_hint(key, stored, self.weight))
+        elif self._kernel_one and stored.numel() == self.weight.numel():
+            with torch.no_grad():  # their permutation gave it the right shape, but moved its memory
+                self.weight.copy_(stored.reshape(self.weight.shape))
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]

@@ -96,6 +96,11 @@ def _read_card(path: Path) -> ModelCard:
     stated = read_card(path, _DOMAIN)
     if stated is None:
         raise ValueError(f"{path} holds no model card: expected a file written by save_pretrained")
+    if "architecture" in stated and "arguments" not in stated:  # `trisparse convert` wrote it
+        raise ValueError(
+            f"{path} holds the weights of {stated['architecture']}, a network that is not in this package: build it of "
+            "this package's layers and give it what safetensors.torch.load_file reads"
+        )
     try:
         card = ModelCard(**{**stated, "class_names": tuple(stated["class_names"])})
     except (TypeError, KeyError, ValueError) as error:

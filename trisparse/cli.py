@@ -10,6 +10,7 @@ import typer
 
 from trisparse.commands.classify_text import classify_text
 from trisparse.commands.classify_video import classify_video
+from trisparse.commands.convert import convert
 from trisparse.commands.demo import demo
 from trisparse.commands.doctor import doctor
 from trisparse.commands.embed import embed
@@ -43,7 +44,7 @@ def main(
     sleep_while_waiting()
 
 
-for command in (segment, classify_video, embed, classify_text, models, demo, doctor):
+for command in (segment, classify_video, embed, classify_text, convert, models, demo, doctor):
     app.command()(command)
 
 

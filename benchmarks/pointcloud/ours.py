@@ -95,7 +95,7 @@ def copy_weights(
         weight = weights[f"{layer.name}.weight"]
         if conv.weight.shape != weight.shape:
             raise ValueError(f"{layer.name} must be {list(weight.shape)}, got {list(conv.weight.shape)}")
-        conv.weight.copy_(weight)
+        conv.output_first_weight = weight.to(conv.weight)
         parameters[f"{layer.name}.weight"] = conv.weight
         for ours, theirs in _NORM.items():
             getattr(norm, theirs).copy_(weights[f"{layer.name}.{ours}"])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import pointcloud as pc
+from tests.pointcloud.checkpoints.published import moving_loader
 from tests.pointcloud.dense_oracle import random_cloud
 
 sp = pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
@@ -222,8 +223,8 @@ def test_checkpoints_load_strictly_both_ways(record: bool) -> None:
     theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
-def test_kernel_of_size_one_is_read_as_spconv_reads_it() -> None:
-    """spconv takes the memory [Cout, 1, 1, 1, Cin] of such a weight for [Cin, Cout]; ours takes its shape seriously."""
+def test_kernel_of_size_one_is_kept_as_spconv_keeps_it() -> None:
+    """spconv takes the memory [Cout, 1, 1, 1, Cin] of such a weight for [Cin, Cout]."""
     theirs = sp.SubMConv3d(4, 6, 1, bias=False)
     x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
     expected = in_training_mode(theirs, theirs_of(x)).features
@@ -232,12 +233,43 @@ def test_kernel_of_size_one_is_read_as_spconv_reads_it() -> None:
     for state in (theirs.state_dict(), dict(theirs.state_dict()), ours.state_dict() | theirs.state_dict()):
         nn.init.zeros_(ours.weight)
         ours.load_state_dict(state)
+        assert torch.equal(ours.weight, theirs.weight)
         torch.testing.assert_close(ours(x).features, expected)
-        torch.testing.assert_close(ours(x).features, x.features @ ours.weight.view(6, 4).T)
-    assert torch.equal(pc.convert_weight(theirs.weight, "KERNEL_ONE"), ours.weight)
+        torch.testing.assert_close(ours(x).features, x.features @ ours.output_first_weight.view(6, 4).T)
+    assert torch.equal(pc.convert_weight(theirs.weight, "KERNEL_ONE"), ours.output_first_weight)
     nn.init.zeros_(theirs.weight)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(in_training_mode(theirs, theirs_of(x)).features, expected)
+    ours.output_first_weight = 2 * ours.output_first_weight
+    torch.testing.assert_close(ours(x).features, 2 * expected)
+    assert ours.weight.requires_grad and torch.equal(ours.weight, 2 * theirs.weight)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD], ids=lambda c: c.__name__)
+def test_a_training_resumes_with_spconvs_state_of_the_optimiser(optimizer) -> None:
+    """spconv cannot train on a CPU, so its layer is its defining equation: a product with the memory of its weight."""
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    theirs, ours = sp.SubMConv3d(4, 6, 1), pc.SubMConv3d(4, 6, 1)
+    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
+    target = torch.randn(len(x.features), 6)
+    step_of = {
+        theirs: lambda: x.features @ theirs.weight.view(4, 6) + theirs.bias,
+        ours: lambda: ours(x).features,
+    }
+    optimizers = {layer: optimizer(layer.parameters(), 0.05, **options) for layer in step_of}
+
+    def train(layer) -> None:
+        for _ in range(3):
+            optimizers[layer].zero_grad()
+            (step_of[layer]() - target).square().mean().backward()
+            optimizers[layer].step()
+
+    train(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    optimizers[ours].load_state_dict(copy.deepcopy(optimizers[theirs].state_dict()))
+    train(theirs), train(ours)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", [lambda layer: layer, copy.deepcopy, lambda layer: layer.double().float()])
@@ -274,6 +306,36 @@ def test_layers_that_read_their_weight_themselves() -> None:
         ours.load_state_dict(state)
         assert torch.equal(ours(x).features, expected)
     assert torch.equal(pc.accelerate(ours.eval())(x).features, expected)
+
+
+@pytest.mark.parametrize("channels", [(4, 6, 5), (4, 4, 4)], ids=str)
+def test_code_that_replaces_the_loader_of_all_layers(monkeypatch, channels: tuple[int, int, int]) -> None:
+    first, second, third = channels
+    build = lambda lib: lib.SparseSequential(  # noqa: E731
+        lib.SubMConv3d(first, second, 3), lib.SubMConv3d(second, third, 1, bias=False)
+    )
+    ours, theirs = build(pc), build(sp)
+    monkeypatch.setattr(pc.SparseModule, "_version", 2)
+    monkeypatch.setattr(pc.SparseModule, "_load_from_state_dict", moving_loader)
+    x = random_cloud(SHAPES[3], first, dtype=torch.float32)
+    state = theirs.state_dict()
+    assert state._metadata["0"]["version"] == 1
+    for metadata in state._metadata.values():
+        metadata["version"] = 2
+    ours.load_state_dict(state)
+    expected = in_training_mode(theirs, theirs_of(x))
+    assert_same(ours(x), expected)
+    old = {
+        "0.weight": state["0.weight"].movedim(0, -1).contiguous(), "0.bias": state["0.bias"],
+        "1.weight": state["1.weight"].reshape(1, 1, 1, second, third),
+    }  # fmt: skip
+    for parameter in ours.parameters():
+        nn.init.zeros_(parameter)
+    ours.load_state_dict(old)
+    assert_same(ours(x), expected)
+    broken = {**old, "0.weight": state["0.weight"]}
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0.weight"):
+        ours.load_state_dict(broken)
 
 
 def test_initial_weights_have_the_same_range() -> None:

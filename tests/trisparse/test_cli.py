@@ -25,7 +25,7 @@ Run = Callable[..., Any]
 def test_version_and_help(trisparse: Run) -> None:
     assert trisparse("--version").stdout == f"trisparse {__version__}\n"
     listed = trisparse("--help").stdout
-    for command in ("segment", "classify-video", "embed", "classify-text", "models", "demo", "doctor"):
+    for command in ("segment", "classify-video", "embed", "classify-text", "convert", "models", "demo", "doctor"):
         assert command in listed
         assert trisparse(command, "--help").exit_code == 0
     assert trisparse("classify").exit_code == 2
@@ -34,7 +34,7 @@ def test_version_and_help(trisparse: Run) -> None:
 def test_commands_do_not_import_the_command_line() -> None:
     folder = Path(cli.__file__).parent / "commands"
     files = sorted(folder.glob("*.py"))
-    assert len(files) == 10
+    assert len(files) == 11
     for path in files:
         assert "trisparse.cli" not in path.read_text() and "import cli" not in path.read_text(), path
 

@@ -49,7 +49,7 @@ def _layer(ours: SparseConvolution, where: str, spconv: ModuleType) -> nn.Module
     if size == 1:
         # spconv 2.3.8 reads the weight of a kernel of one cell transposed. It is a linear layer.
         linear = nn.Linear(n_in, n_out, bias=False)
-        linear.weight.data.copy_(ours.weight.detach().reshape(n_out, n_in))
+        linear.weight.data.copy_(ours.output_first_weight.detach().reshape(n_out, n_in))
         return linear
     arguments: dict[str, Any] = {"bias": False}
     if kind == "SubMConv3d":
