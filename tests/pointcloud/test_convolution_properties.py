@@ -105,8 +105,11 @@ class Case:
         self.layers.append(layer)
         wide = layer.weight.detach().double().requires_grad_()
         self.weights += [layer.weight, wide]
+        # The memory of a kernel of size 1 is [Cin, Cout], as spconv's.
+        plain = max(layer.kernel_size) == max(layer.stride) == groups == 1
+        ordered = wide.reshape(self.channels, c_out).T.reshape(wide.shape) if plain else wide
         # Groups as one dense weight that is zero between them.
-        whole = torch_weight(wide)
+        whole = torch_weight(ordered)
         if groups > 1:
             parts = whole.chunk(groups)
             width = self.channels // groups

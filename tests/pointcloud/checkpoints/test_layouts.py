@@ -101,7 +101,7 @@ def test_layers_that_go_up_use_the_same_taps(library: str, size: tuple[int, ...]
     ("library", "groups", "tap_of"),
     [("warpconvnet", 2, oracle.grouped_by_tap), ("warpconvnet", 4, oracle.diagonal_by_tap),
      ("minkowski", 4, oracle.diagonal_by_tap)],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_groups(library: str, groups: int, tap_of: Any) -> None:
     layer = pc.SubMConv3d(4, 4, (3, 1, 5), groups=groups, bias=False, dtype=torch.float64)

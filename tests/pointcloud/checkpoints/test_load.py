@@ -37,7 +37,7 @@ def file_of(model: MinkUNet, project: str, backend: str) -> dict[str, Any]:
     return {"state_dict": state, "meta": {"mmdet3d_version": "1.4.0", "dataset_meta": {"classes": ["car", "road"]}}}
 
 
-@pytest.mark.parametrize(("project", "backend"), SPELLINGS, ids="-".join)
+@pytest.mark.parametrize(("project", "backend"), SPELLINGS, ids=str)
 @pytest.mark.parametrize("depth", [14, 34])
 def test_the_same_logits(project: str, backend: str, depth: int, tmp_path: Path) -> None:
     model = network(depth)
