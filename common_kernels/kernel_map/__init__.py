@@ -175,20 +175,32 @@ def output_shape(
     kind: str,
     output_padding: Sequence[int],
 ) -> tuple[int, ...]:
-    """Extent of the output grid, as dense convolutions define it."""
-    if kind == "submanifold":
-        return tuple(shape)
-    axes = zip(shape, kernel, stride, padding, dilation, output_padding, strict=True)
-    if kind == "strided":
-        out = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes)
-    else:
-        out = tuple((n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, k, s, p, d, extra in axes)
+    """Extent of the output grid, as dense convolutions define it; raises ValueError where it has no cell."""
+    plain = _plain_extents(shape, kernel, stride, padding, dilation, kind)
+    out = tuple(n + extra for n, extra in zip(plain, output_padding, strict=True))
     if min(out) < 1:
         raise ValueError(
             f"the output grid would be {list(out)}: shape {list(shape)} is too small for kernel_size {list(kernel)}, "
             f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
         )
     return out
+
+
+def _plain_extents(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    kind: str,
+) -> tuple[int, ...]:
+    """Extent of the output grid without output_padding, which may be 0 or less."""
+    if kind == "submanifold":
+        return tuple(shape)
+    axes = zip(shape, kernel, stride, padding, dilation, strict=True)
+    if kind == "strided":
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+    return tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in axes)
 
 
 def check_key_range(shape: Sequence[int], batch_size: int) -> None:
@@ -237,9 +249,10 @@ def _(coords, shape, out_shape, kernel, stride, padding, dilation, batch_size, k
         ("kernel", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
     ):  # fmt: skip
         per_axis(values, len(shape), name, least)
-    expected = output_shape(shape, kernel, stride, padding, dilation, kind, [0] * len(shape))
+    expected = _plain_extents(shape, kernel, stride, padding, dilation, kind)
     grown = [n - least for n, least in zip(out_shape, expected)]  # by the output_padding of a transposed map
-    if len(out_shape) != len(shape) or min(grown) < 0 or (kind != "transposed" and max(grown) > 0):
+    wrong = len(out_shape) != len(shape) or min(grown) < 0 or (kind != "transposed" and max(grown) > 0)
+    if wrong or min(out_shape) < 1:
         raise ValueError(f"out_shape must be {list(expected)} for grid {list(shape)}, got {list(out_shape)}")
     check_key_range(shape, batch_size)
     check_key_range(out_shape, batch_size)

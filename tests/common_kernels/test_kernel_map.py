@@ -428,3 +428,9 @@ def test_kernels_compile(target):
     for name, kernel, signature, constexprs in kernels():
         compiled = compile_kernel(kernel, target, signature, constexprs)
         assert compiled.shared_bytes <= 4096, name
+
+
+def test_a_grid_that_only_output_padding_makes() -> None:
+    coords = torch.tensor([[0, 0, 0], [0, 1, 1]], dtype=torch.int32)
+    found = kernel_map(coords, [2, 2], 1, 1, [0, 1], batch_size=1, kind="transposed", output_padding=[0, 1])
+    assert found.shape == (2, 1) and found.coords.tolist() == [[0, 1, 0]] and found.table.tolist() == [[1]]
