@@ -19,6 +19,20 @@ def describe(x: Tensor) -> str:
     return f"{dtype_name(x)} {list(x.shape)}"
 
 
+def check_fixed(name: str, *numbers: int) -> None:
+    """Raise where a number is a size of a tensor that torch.jit.trace follows: the graph would keep today's value."""
+    if any(isinstance(n, Tensor) for n in numbers):
+        raise ValueError(
+            f"{name} must be numbers that no input of a traced graph decides, got sizes of a traced tensor, which "
+            "torch.jit.trace would keep as they are now: use torch.export, or trace with fixed numbers"
+        )
+
+
+def rows_of(x: Tensor, n_rows: int) -> Tensor:
+    """A tensor of `n_rows` empty rows: an operator that counts them has no number that torch.jit.trace would freeze."""
+    return x.new_empty(n_rows, 0)
+
+
 def check_rows(name: str, x: Tensor, floats_only: bool = False) -> None:
     """Raise unless x has a first axis, and is one of the floating dtypes where these alone have a meaning."""
     if x.ndim < 1 or (floats_only and x.dtype not in FLOATS):

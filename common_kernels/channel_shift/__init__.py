@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.channel_shift import reference
-from common_kernels.checks import describe
+from common_kernels.checks import check_fixed, describe
 from common_kernels.operators import operator
 
 
@@ -26,7 +26,9 @@ def channel_shift(x: Tensor, length: int, groups: Sequence[tuple[int, int]]) -> 
     Raises:
         ValueError: a wrong shape, length or group.
     """
-    return torch.ops.trisparse.channel_shift(x, length, [n for n, _ in groups], [offset for _, offset in groups])
+    channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
+    check_fixed("length and groups", length, *channels, *offsets)
+    return torch.ops.trisparse.channel_shift(x, length, channels, offsets)
 
 
 def check_groups(x: Tensor, length: int, channels: Sequence[int], offsets: Sequence[int]) -> None:

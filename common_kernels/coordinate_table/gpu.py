@@ -75,7 +75,7 @@ def find_kernel(rows_ptr, slots_ptr, keys_ptr, queries_ptr, n_queries, capacity,
     probes = 0
     while (tl.max(searching.to(tl.int32), 0) > 0) & (probes < capacity):
         candidate = tl.load(slots_ptr + slot, mask=searching, other=-1)
-        taken = searching & (candidate >= 0)
+        taken = searching & (candidate >= 0) & (candidate < capacity // 2)  # another table's slots name other rows
         same = taken & (tl.load(keys_ptr + candidate, mask=taken, other=0) == query)
         row = tl.where(same, candidate, row)
         searching = taken & (same == 0)

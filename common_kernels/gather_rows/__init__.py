@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels.checks import check_device, check_index, check_rows, describe
+from common_kernels.checks import check_device, check_index, check_rows, describe, rows_of
 from common_kernels.gather_rows import reference
 from common_kernels.operators import operator
 
@@ -46,7 +46,9 @@ def scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
         ValueError: wrong dtype, shape or device of an argument, or a negative n_rows.
         IndexError: an index below -1 or not below n_rows, on the CPU. On a GPU such a row is skipped.
     """
-    return torch.ops.trisparse.scatter_add_rows(src, index, n_rows)
+    if n_rows < 0:
+        raise ValueError(f"n_rows must not be negative, got {n_rows}")
+    return torch.ops.trisparse.scatter_add_rows(src, index, rows_of(src, n_rows))
 
 
 @operator("gather_rows")
@@ -81,38 +83,37 @@ def _(src, index):  # type: ignore[no-untyped-def]
 
 
 @operator("scatter_add_rows")
-def _scatter_add_rows(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
-    return reference.scatter_add_rows(src, index, n_rows)
+def _scatter_add_rows(src: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    return reference.scatter_add_rows(src, index, rows.shape[0])
 
 
 @_scatter_add_rows.register_check
-def _(src: Tensor, index: Tensor, n_rows: int) -> None:
+def _(src: Tensor, index: Tensor, rows: Tensor) -> None:
+    check_rows("rows", rows)
     check_rows("src", src, floats_only=True)
     check_index("index", index, "M")
     check_device("index", index, "src", src)
     if index.shape[0] != src.shape[0]:
         raise ValueError(f"index must have one entry for each of the {src.shape[0]} rows, got {describe(index)}")
-    if n_rows < 0:
-        raise ValueError(f"n_rows must not be negative, got {n_rows}")
 
 
 @_scatter_add_rows.register_kernel("cpu")
-def _(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
+def _(src: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     from common_kernels.gather_rows import cpu
 
-    return cpu.scatter_add_rows(src, index, n_rows)
+    return cpu.scatter_add_rows(src, index, rows.shape[0])
 
 
 @_scatter_add_rows.register_kernel("cuda")
-def _(src: Tensor, index: Tensor, n_rows: int) -> Tensor:
+def _(src: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     from common_kernels.gather_rows import gpu
 
-    return gpu.scatter_add_rows(src, index, n_rows)
+    return gpu.scatter_add_rows(src, index, rows.shape[0])
 
 
 @_scatter_add_rows.register_fake
-def _(src, index, n_rows):  # type: ignore[no-untyped-def]
-    return src.new_empty(n_rows, *src.shape[1:])
+def _(src, index, rows):  # type: ignore[no-untyped-def]
+    return src.new_empty(rows.shape[0], *src.shape[1:])
 
 
 def _setup_gather(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -123,7 +124,7 @@ def _setup_gather(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward_gather(ctx, grad):  # type: ignore[no-untyped-def]
     (index,) = ctx.saved_tensors
-    return torch.ops.trisparse.scatter_add_rows(grad, index, ctx.n_rows), None
+    return torch.ops.trisparse.scatter_add_rows(grad, index, rows_of(grad, ctx.n_rows)), None
 
 
 def _setup_scatter(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.types import Number
 
-from common_kernels.checks import check_device, check_index, check_rows, describe, dtype_name
+from common_kernels.checks import check_device, check_index, check_rows, describe, dtype_name, rows_of
 from common_kernels.compact import compact
 from common_kernels.operators import operator
 
@@ -58,7 +58,7 @@ def unpack(rows: Tensor, index: Tensor, shape: tuple[int, int], fill: Number = 0
     """
     if len(shape) != 2 or shape[0] < 0 or shape[1] < 0:
         raise ValueError(f"shape must be (B, S), got {tuple(shape)}")
-    out = torch.ops.trisparse.unpack_rows(rows, index, shape[0] * shape[1], fill)
+    out = torch.ops.trisparse.unpack_rows(rows, index, rows_of(rows, shape[0] * shape[1]), fill)
     return out.view(shape[0], shape[1], *rows.shape[1:])
 
 
@@ -69,8 +69,8 @@ def _pack_rows(src: Tensor, index: Tensor) -> Tensor:
 
 
 @operator("unpack_rows")
-def _unpack_rows(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> Tensor:
-    source = _inverse(index, n_rows)
+def _unpack_rows(rows: Tensor, index: Tensor, places: Tensor, fill: Number) -> Tensor:
+    source = _inverse(index, places.shape[0])
     # Gathered from the rows, not scattered to the batch: each element is written once, whether filled or not.
     out = torch.ops.trisparse.gather_rows(rows, source)
     if fill != 0:
@@ -111,14 +111,13 @@ def _(src: Tensor, index: Tensor) -> None:
 
 
 @_unpack_rows.register_check
-def _(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> None:
+def _(rows: Tensor, index: Tensor, places: Tensor, fill: Number) -> None:
     check_rows("rows", rows)
+    check_rows("places", places)
     check_index("index", index, "T")
     check_device("index", index, "rows", rows)
     if index.shape[0] != rows.shape[0]:
         raise ValueError(f"index must have one entry for each of the {rows.shape[0]} rows, got {describe(index)}")
-    if n_rows < 0:
-        raise ValueError(f"n_rows must not be negative, got {n_rows}")
     if not (rows.is_floating_point() or rows.is_complex()):
         low, high = (0, 1) if rows.dtype == torch.bool else (torch.iinfo(rows.dtype).min, torch.iinfo(rows.dtype).max)
         if not (isinstance(fill, int) and low <= fill <= high):
@@ -126,8 +125,8 @@ def _(rows: Tensor, index: Tensor, n_rows: int, fill: Number) -> None:
 
 
 @_unpack_rows.register_fake
-def _(rows, index, n_rows, fill):  # type: ignore[no-untyped-def]
-    return rows.new_empty(n_rows, *rows.shape[1:])
+def _(rows, index, places, fill):  # type: ignore[no-untyped-def]
+    return rows.new_empty(places.shape[0], *rows.shape[1:])
 
 
 def _setup_pack(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -138,7 +137,7 @@ def _setup_pack(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward_pack(ctx, grad):  # type: ignore[no-untyped-def]
     (index,) = ctx.saved_tensors
-    return torch.ops.trisparse.unpack_rows(grad, index, ctx.n_rows, 0), None
+    return torch.ops.trisparse.unpack_rows(grad, index, rows_of(grad, ctx.n_rows), 0), None
 
 
 def _setup_unpack(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common_kernels.checks import FLOATS, check_device, check_index, describe
+from common_kernels.checks import FLOATS, check_device, check_fixed, check_index, describe
 from common_kernels.operators import operator
 from common_kernels.ragged_topk import reference
 
@@ -33,6 +33,7 @@ def ragged_topk(score: Tensor, offsets: Tensor, keep: Tensor, total: int | None 
             `total`, values are not checked: a `keep` out of range counts as the nearest one within, the last segments
             keep fewer rows where `total` is too small, and -1 fills the result up where it is too large.
     """
+    check_fixed("total", *(() if total is None else (total,)))
     return torch.ops.trisparse.ragged_topk(score.detach(), offsets, keep, total)
 
 

@@ -146,7 +146,7 @@ def dilate(out, changed, also, spec):
 
 @njit(nogil=True, cache=True)
 def list_true(mask, n, found):
-    """Write the places of n bytes that are 1, ascending, as int32 to `found` (room for n); returns how many.
+    """Write the places of n bytes that are not 0, ascending, as int32 to `found` (room for n); returns how many.
 
     mask is an address that 8 divides, as torch allocates them.
     """
@@ -158,7 +158,7 @@ def list_true(mask, n, found):
             for i in range(8 * w, 8 * w + 8):
                 # Without a branch: written to the next free place, and kept there if the flag is set.
                 listed[count] = i
-                count += flags[i]
+                count += flags[i] != 0  # another type's bytes seen as bool may be any
     for i in range(n // 8 * 8, n):
         if flags[i] != 0:
             listed[count] = i

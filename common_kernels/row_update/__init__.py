@@ -31,7 +31,8 @@ def update_rows(out: Tensor, rows: Tensor, index: Tensor | None = None, *, thres
         [...] bool, which rows were overwritten.
 
     Raises:
-        ValueError: other shapes or dtypes, an `out` that is not contiguous, a threshold below 0 or NaN.
+        ValueError: other shapes or dtypes, an `out` that is not contiguous, a threshold below 0 or NaN; on the CPU also
+            an index outside of `out`. On a GPU such an entry is left out.
     """
     check_threshold(threshold)
     if out.ndim < 1 or out.dtype not in DTYPES or not out.is_contiguous():

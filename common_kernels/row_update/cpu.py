@@ -32,10 +32,10 @@ def update_rows(out: Tensor, rows: Tensor, index: Tensor | None, threshold: floa
         at = listed.data_ptr()
         count = list_true(mask.data_ptr(), n, at)
     elif index is not None:
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n:
+            raise ValueError(f"index must lie in [0, {n}), got {int(index.min())} to {int(index.max())}")
         listed = index.to(torch.int32).contiguous()
         at, count = listed.data_ptr(), len(listed)
-        if count and not 0 <= int(listed.min()) <= int(listed.max()) < n:
-            raise ValueError(f"index must lie in [0, {n}), got {int(listed.min())} to {int(listed.max())}")
     picked = index is not None and index.dtype != torch.bool
     parallel_for(
         _update, count, max(1, _GRAIN // size), out.data_ptr(), rows.data_ptr(), at, picked, changed.data_ptr(), n,

@@ -53,6 +53,7 @@ def settle(
             index,
             count,
             limit,
+            changed.numel(),
             channels,
             threshold,
             PICKED=picked,
@@ -78,6 +79,7 @@ def settle_kernel(
     index_ptr,
     count_ptr,
     limit,
+    n_rows,
     channels,
     threshold,
     PICKED: tl.constexpr,
@@ -95,6 +97,7 @@ def settle_kernel(
         rows = entry
         if index_ptr is not None:
             rows = tl.load(index_ptr + entry, mask=used, other=0).to(tl.int64)
+            used = used & (rows >= 0) & (rows < n_rows)
         source = rows
         if PICKED:
             source = entry

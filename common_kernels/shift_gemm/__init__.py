@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common_kernels.channel_shift import check_groups
-from common_kernels.checks import FLOATS, check_device, describe, dtype_name, wide
+from common_kernels.checks import FLOATS, check_device, check_fixed, describe, dtype_name, wide
 from common_kernels.operators import operator
 from common_kernels.shift_gemm import reference
 
@@ -38,6 +38,7 @@ def shift_gemm(
         [R, O] in the dtype of x.
     """
     channels, offsets = [n for n, _ in groups], [offset for _, offset in groups]
+    check_fixed("length and groups", length, *channels, *offsets)
     return torch.ops.trisparse.shift_gemm(x, length, channels, offsets, weight, bias, residual, activation)
 
 

@@ -216,8 +216,8 @@ def test_settle_compiles(dtype: torch.dtype, listed: bool) -> None:
     data = aot.pointer(dtype)
     lists = {"index_ptr": "*i32", "count_ptr": "*i64"}
     signature = {
-        "out_ptr": data, "changed_ptr": "*i1", "new_ptr": data, "limit": "i32", "channels": "i32", "threshold": "fp32",
-        **(lists if listed else {}),
+        "out_ptr": data, "changed_ptr": "*i1", "new_ptr": data, "limit": "i32", "n_rows": "i32",
+        "channels": "i32", "threshold": "fp32", **(lists if listed else {}),
     }  # fmt: skip
     constants = dict(PICKED=listed, BLOCK_M=32, BLOCK_C=128, **({} if listed else dict.fromkeys(lists)))
     aot.compile_all(gpu.settle_kernel, signature, constants, num_warps=4, enable_fp_fusion=True)

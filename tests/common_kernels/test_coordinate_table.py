@@ -133,6 +133,15 @@ def test_gpu(kind, n, kernel_device, guarded_empty, poisoned_memory):
     assert torch.equal(slots[slots >= 0].sort()[0], first)
 
 
+def test_gpu_with_the_slots_of_another_table(kernel_device):
+    """They name rows that the keys do not have: none is found, and nothing beyond the keys is read."""
+    from common_kernels.coordinate_table import gpu
+
+    keys = torch.arange(20, device=kernel_device)
+    slots = torch.full((40,), 2**29, dtype=torch.int32, device=kernel_device)
+    assert (gpu.lookup(slots, keys, keys) == -1).all()
+
+
 def test_gpu_without_keys_or_queries(kernel_device, poisoned_memory):
     from common_kernels.coordinate_table import gpu
 

@@ -191,6 +191,34 @@ def test_input_gradient_of_a_symmetric_map(dtype: torch.dtype, kernel_device: st
     assert_close(got, x.grad, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("c_in", [4, 32])
+def test_rows_that_x_does_not_have_count_as_zeros(c_in: int, kernel_device: str) -> None:
+    from common_kernels.gather_gemm import gpu
+
+    problem = Problem(60, 70, 5, c_in, 16, torch.float32, kernel_device)
+    weight, table, schedule = problem.weight, problem.table, problem.schedule
+    shorter = torch.where(table < 40, table, -1)
+    far = [each.clone() for each in schedule]
+    far[-1][far[-1] >= 40] = 2**27  # a megabyte beyond, whatever lies there
+    far[2][0][far[2][0] >= 40] = 2**27
+    x = problem.x[:40].contiguous()
+    expected = reference.gather_gemm(x.double(), shorter, weight.double(), None, None, "none")
+    expected_grad = reference.weight_grad(x.double(), problem.grad.double(), shorter)
+    for given in (schedule, far):
+        assert_close(gpu.gather_gemm(x, weight, None, None, "none", table, given), expected, 1e-5)
+        assert_close(gpu.weight_grad(x, problem.grad, table, given), expected_grad, 1e-5)
+
+
+def test_a_schedule_of_another_form_is_refused(kernel_device: str) -> None:
+    problem, other = (Problem(60, n, 5, 4, 16, torch.float32, kernel_device) for n in (200, 70))
+    gpu_schedule.check_schedule(problem.table, problem.schedule)
+    for table in (other.table, problem.table[:4]):
+        with pytest.raises(ValueError, match=r"schedule must be that of the table \[\d, \d+\], got tensors of shapes"):
+            gpu_schedule.check_schedule(table, problem.schedule)
+    with pytest.raises(ValueError, match="schedule must be that of the table"):
+        gpu_schedule.check_schedule(problem.table, problem.schedule[:-1])
+
+
 @pytest.mark.parametrize(
     "shape", [(0, 5, 3, 4, 6), (5, 0, 3, 4, 6), (5, 6, 3, 0, 4), (5, 6, 3, 4, 0), (0, 0, 27, 4, 6)], ids=str
 )

@@ -158,7 +158,7 @@ def test_opcheck(dtype, requires_grad, m, device):
     src = torch.randn(5, 3, device=device).to(dtype).requires_grad_(requires_grad)
     torch.library.opcheck(torch.ops.trisparse.gather_rows.default, (src, index))
     src = torch.randn(m, 3, device=device).to(dtype).requires_grad_(requires_grad)
-    torch.library.opcheck(torch.ops.trisparse.scatter_add_rows.default, (src, index, 5))
+    torch.library.opcheck(torch.ops.trisparse.scatter_add_rows.default, (src, index, src.new_empty(5, 0)))
 
 
 def test_gradients(device):

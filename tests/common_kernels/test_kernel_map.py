@@ -233,6 +233,11 @@ def test_transpose_table_equals_reference(implementation, n_taps, n_out, n_in, k
     expected = reference.transpose_table(table, n_in)
     module, device = (gpu, kernel_device) if implementation == "gpu" else (cpu, "cpu")
     assert torch.equal(module.transpose_table(table.to(device), n_in).cpu(), expected)
+    if implementation == "gpu" and n_taps and n_out:
+        beyond = table.clone()
+        beyond[:, 0] = 2**29  # no such input row: the pair is left out
+        expected_without = reference.transpose_table(torch.where(beyond < n_in, beyond, -1), n_in)
+        assert torch.equal(module.transpose_table(beyond.to(device), n_in).cpu(), expected_without)
     strided = torch.stack([table, table], dim=2)[:, :, 0].to(device)
     assert torch.equal(module.transpose_table(strided, n_in).cpu(), expected)
 

@@ -23,6 +23,12 @@ def _square(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return squares * factor, torch.tensor([x.shape[0]])
 
 
+@_square.register_check
+def _(x: Tensor, factor: int) -> None:
+    if factor == 0:
+        raise ValueError("factor must not be 0")
+
+
 @_square.register_fake
 def _(x, factor):  # type: ignore[no-untyped-def]
     return torch.empty_like(x), x.new_empty(1, dtype=torch.int64)
@@ -69,9 +75,9 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def run_alone(code: str) -> subprocess.CompletedProcess[str]:
+def run_alone(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=300
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
 
 
@@ -119,6 +125,71 @@ def test_no_operator_imports_a_compiler() -> None:
     assert done.stdout.strip() == "False"
 
 
+TRACED = """
+    import sys
+    import warnings
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+    import pointcloud
+    from pointcloud.models import MinkUNet
+
+    warnings.simplefilter("ignore")
+
+    def cloud(n, batch=1):
+        generator = torch.Generator().manual_seed(n)
+        coords = torch.randint(0, 30, (n, 4), generator=generator)
+        coords[:, 0] %= batch
+        coords = torch.unique(coords, dim=0).int()
+        return torch.rand(len(coords), 4, generator=generator), coords
+
+    class Inverse(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = pointcloud.SparseConv3d(4, 8, 3, 2, 1, indice_key="down")
+            self.up = pointcloud.SparseInverseConv3d(8, 4, 3, indice_key="down")
+
+        def forward(self, features, coords):
+            return self.up(self.down(pointcloud.SparseConvTensor(features, coords, [30] * 3, 1))).features
+
+    class Segment(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = MinkUNet(4, 3, width=0.25, depth=14).eval()
+
+        def forward(self, features, coords):
+            return self.network(pointcloud.SparseConvTensor(features, coords, [32] * 3, 1))
+
+    torch.manual_seed(0)
+    model = {"inverse": Inverse, "minkunet": Segment}[sys.argv[1]]()
+    example = cloud(200)
+    graph = torch.jit.trace(model, example, check_trace=False) if sys.argv[2] == "jit" else make_fx(model)(*example)
+    for n in (200, 60, 8_000):
+        outs = [each(*cloud(n)) for each in (graph, model)]
+        torch.testing.assert_close(*outs)
+        grads = []
+        for out in outs:
+            model.zero_grad()
+            out.square().sum().backward()
+            grads.append([p.grad.clone() for p in model.parameters()])
+        torch.testing.assert_close(*grads)
+    try:
+        graph(*cloud(300, batch=2))
+        print("two samples were taken")
+    except (RuntimeError, ValueError) as error:  # a script shows errors of operators as its own
+        print("coords must lie in batch_size 1" in str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "tracer"),
+    [("inverse", "make_fx"), ("minkunet", "jit"), pytest.param("inverse", "jit", marks=pytest.mark.slow)],
+)
+def test_a_traced_network_serves_other_clouds(model: str, tracer: str) -> None:
+    """In a process of its own: rows beyond a buffer end it."""
+    done = run_alone(TRACED, model, tracer)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_values_and_gradient() -> None:
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     out, count = torch.ops.trisparse.test_square_and_count(x, 3)
@@ -143,6 +214,14 @@ def test_the_reference_serves_devices_without_a_kernel() -> None:
     x = torch.ones(2)
     assert torch.ops.trisparse.test_double(x).tolist() == [2.0, 2.0]
     assert torch.ops.trisparse.test_device(x).tolist() == [1.0, 1.0]
+
+
+def test_checks_run_before_every_kernel() -> None:
+    """Also before the fake one, unless a size stands for many."""
+    with pytest.raises(ValueError, match="factor must not be 0"):
+        torch.ops.trisparse.test_square_and_count(torch.ones(2), 0)
+    with pytest.raises(ValueError, match="factor must not be 0"):
+        torch.ops.trisparse.test_square_and_count(torch.ones(2, device="meta"), 0)
 
 
 def test_opcheck() -> None:

@@ -69,6 +69,20 @@ def test_nan_infinity_and_zero(dtype: torch.dtype) -> None:
     assert not out[5].signbit()
 
 
+def test_gpu_leaves_out_rows_that_are_not_there(kernel_device: str) -> None:
+    from common_kernels.row_update import gpu
+
+    out = torch.zeros(4, 3, device=kernel_device)
+    index = torch.tensor([2**31, 1, -9], device=kernel_device)
+    assert gpu.update_rows(out, torch.ones(3, 3, device=kernel_device), index, 0.0).tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert out.sum().item() == 3 and out[1].sum().item() == 3
+
+
 def test_misaligned_mask() -> None:
     mask = torch.zeros(41, dtype=torch.bool)
     mask[[1, 9, 40]] = True

@@ -17,7 +17,12 @@ def shifted_convolution(net: nn.Module, x: Tensor, num_segments: int, groups: li
     gradient is recorded, and `fused_pays`.
     """
     packed = type(net) is PackedConv2d
-    if not (packed or type(net) is nn.Conv2d) or not _is_plain(net) or torch.compiler.is_compiling():
+    if (
+        not (packed or type(net) is nn.Conv2d)
+        or not _is_plain(net)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    ):
         return None
     assert isinstance(net, nn.Conv2d)
     weight, (n, c, h, w) = net.weight, x.shape
