@@ -52,11 +52,11 @@ def convert_with(
 ) -> dict[str, Tensor]:
     """`convert_state_dict` with what else is known of the writer."""
     stored = list(stored_weights(state_dict, model))
-    wanted = [name for name, _ in convolutions(model)]
-    if wanted and not stored:
+    layers = [name for name, _ in convolutions(model)]
+    if layers and not stored:
         raise ValueError(
-            f"state_dict must hold weights of the model's {len(wanted)} sparse convolutions, such as "
-            f"{_child(wanted[0], 'weight')!r}, got keys such as {next(iter(state_dict), None)!r}"
+            f"state_dict must hold weights of the model's {len(layers)} sparse convolutions, such as "
+            f"{_child(layers[0], 'weight')!r}, got keys such as {next(iter(state_dict), None)!r}"
         )
     source = _source_of(stored, source, evidence)
     found = {entry.key: entry for entry in stored}
