@@ -34,8 +34,8 @@ def convert_state_dict(
             metadata of the state dict tell.
 
     Raises:
-        ValueError: a weight that has not the shape of its layer, or a state dict that several libraries may have
-            written, with different meanings: the message asks for `source`.
+        ValueError: no weight of the network's layers, one that has not the shape of its layer, or a state dict that
+            several libraries may have written, with different meanings: the message asks for `source`.
 
     Example:
         >>> import pointcloud, torch
@@ -52,6 +52,12 @@ def convert_with(
 ) -> dict[str, Tensor]:
     """`convert_state_dict` with what else is known of the writer."""
     stored = list(stored_weights(state_dict, model))
+    layers = [name for name, _ in convolutions(model)]
+    if layers and not stored:
+        raise ValueError(
+            f"state_dict must hold weights of the model's {len(layers)} sparse convolutions, such as "
+            f"{_child(layers[0], 'weight')!r}, got keys such as {next(iter(state_dict), None)!r}"
+        )
     source = _source_of(stored, source, evidence)
     found = {entry.key: entry for entry in stored}
     expected = model.state_dict(keep_vars=True)

@@ -36,6 +36,29 @@ def test_round_trip(tmp_path: Path) -> None:
     assert pretrained.domain_of(tmp_path / "a.safetensors") == "video"
 
 
+def test_matrices_are_kept_where_half_is_false(tmp_path: Path) -> None:
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, 1e9)
+    pretrained.write_weights(tmp_path / "a.safetensors", model.state_dict(), CARD, "video", half=False)
+    assert torch.equal(pretrained.read_state(tmp_path / "a.safetensors")["weight"], model.weight)
+
+
+def test_tensors_reach_modules_whose_loader_was_replaced() -> None:
+    class Deaf(nn.Linear):
+        def _load_from_state_dict(self, *args: object) -> None:
+            pass
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[0].weight.requires_grad_(False)
+    with torch.device("meta"):
+        other = nn.Sequential(Deaf(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    other[0].weight.requires_grad_(False)
+    pretrained.give_tensors(other, model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
 def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     model = written(path, nn.Linear(64, 64))

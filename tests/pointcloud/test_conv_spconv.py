@@ -16,6 +16,7 @@ from torch import nn
 
 import pointcloud as pc
 from tests.pointcloud.checkpoints.published import moving_loader
+from tests.pointcloud.checkpoints.test_convert import written_by
 from tests.pointcloud.dense_oracle import random_cloud
 
 sp = pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
@@ -336,6 +337,41 @@ def test_code_that_replaces_the_loader_of_all_layers(monkeypatch, channels: tupl
     broken = {**old, "0.weight": state["0.weight"]}
     with pytest.raises(RuntimeError, match=r"size mismatch for 0.weight"):
         ours.load_state_dict(broken)
+
+
+@pytest.mark.parametrize("layout", ["RSCK", "RSKC"])
+def test_weights_of_size_one_of_older_versions(layout: str) -> None:
+    """They all read the memory as [Cin, Cout]; what an error advises computes that."""
+    memory = torch.randn(4, 6)
+    stored = memory.reshape((1, 1, 1, 4, 6) if layout == "RSCK" else (1, 1, 1, 6, 4))
+    x = random_cloud(SHAPES[3], 4, dtype=torch.float32)
+    source = "spconv-1" if layout == "RSCK" else "spconv-2.0"
+    ours, theirs = pc.SubMConv3d(4, 6, 1, bias=False), sp.SubMConv3d(4, 6, 1, bias=False)
+    for state in (
+        {"weight": pc.convert_weight(stored, layout)},
+        pc.convert_state_dict({"weight": stored}, ours),
+        pc.convert_state_dict({"weight": stored}, ours, source=source),
+    ):
+        ours.load_state_dict(state)
+        theirs.load_state_dict(state)
+        torch.testing.assert_close(ours(x).features, x.features @ memory)
+        torch.testing.assert_close(in_training_mode(theirs, theirs_of(x)).features, x.features @ memory)
+
+
+@pytest.mark.parametrize("source", ["spconv-1", "spconv-2.0", "spconv-2.1", "torchsparse", "minkowski", "fvdb"])
+def test_converted_checkpoints_compute_the_same_in_spconv(source: str) -> None:
+    def build(lib):
+        return lib.SparseSequential(
+            lib.SubMConv3d(4, 6, 5), lib.SparseConv3d(6, 8, 2, 2, indice_key="k", bias=False), nn.BatchNorm1d(8),
+            lib.SparseInverseConv3d(8, 5, 2, "k"), lib.SubMConv3d(5, 7, 1),
+        )  # fmt: skip
+
+    ours, theirs = build(pc), build(sp)
+    state = pc.convert_state_dict(written_by(source, build(pc)), ours)
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
+    x = random_cloud((8, 8, 8), 4, dtype=torch.float32)
+    assert_same(ours.train()(x), in_training_mode(theirs, theirs_of(x)))
 
 
 def test_initial_weights_have_the_same_range() -> None:

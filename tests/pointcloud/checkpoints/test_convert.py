@@ -125,6 +125,10 @@ def test_errors() -> None:
     state["3.weight"] = torch.zeros(3, 3)
     with pytest.raises(ValueError, match=r"3.weight must be the weight of \[6, 2, 2, 2, 6\].*got \[3, 3\]"):
         convert_state_dict(state, model)
+    with pytest.raises(
+        ValueError, match="of the model's 4 sparse convolutions, such as '0.weight', got keys such as 'm.0"
+    ):
+        convert_state_dict({f"m.{key}": value for key, value in model.state_dict().items()}, model)
     mixed = {**written_by("spconv-1", model), "6.weight": written_by("fvdb", model)["6.weight"]}
     with pytest.raises(ValueError, match="the 4 weights must be in the layouts of one library"):
         convert_state_dict(mixed, model)
