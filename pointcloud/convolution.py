@@ -15,6 +15,7 @@ from common_kernels.gather_gemm import ACTIVATIONS
 from common_kernels.kernel_map import per_axis
 from pointcloud.coordinates import Coordinates, Geometry, IndiceData, check_same_coordinates, describe
 from pointcloud.functional import depthwise
+from pointcloud.graphs import leaf_of_graphs
 from pointcloud.modules import SparseModule
 from pointcloud.spconv_weights import kernel_one_as_stored, kernel_one_in_krsc, layout_hint
 from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
@@ -166,6 +167,7 @@ class SparseConvolution(SparseModule):
         """Whether a SparseInverseConv can invert this layer."""
         return self.indice_key is not None and not self.subm and not self.conv1x1
 
+    @leaf_of_graphs
     def forward(
         self,
         input: SparseConvTensor,

@@ -192,9 +192,14 @@ class Coordinates:
             return self
         return Coordinates(self.indices.to(device), self.spatial_shape, self.batch_size)
 
+    @property
+    def modified(self) -> bool:
+        """Whether `indices` were written to since."""
+        return _version(self.indices) != self._version
+
     def check_unmodified(self) -> None:
         """Raise ValueError where `indices` were written to since: maps and keys would silently be those of before."""
-        if _version(self.indices) != self._version:
+        if self.modified:
             raise ValueError(
                 "indices were modified in place after the sparse tensor was made, so the maps found over them may be "
                 "wrong: make a new SparseConvTensor from the new indices"
@@ -209,17 +214,114 @@ class Coordinates:
         self._version = _version(self.indices)  # a copy starts to count anew
 
 
-@dataclass(frozen=True)
+class _Absent:
+    """An attribute of spconv's IndiceData that does not exist here."""
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:
+            return self
+        raise AttributeError(
+            "the masks of spconv's IndiceData (pair_mask_*_splits, mask_argsort_*_splits, masks) do not exist here: no "
+            "layer sorts by masks of taps"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class IndiceData:
-    """What an `indice_key` stands for: a map of this geometry from `source` to `target`."""
+    """What an `indice_key` stands for: a map of this geometry from `source` to `target`.
+
+    The properties are spconv's attributes of these names, in its layouts, found when they are read. For code that reads
+    them; layers read the map itself.
+    """
 
     source: Coordinates
     geometry: Geometry
     link: Link
 
+    # spconv's export to TensorRT sets these; nothing reads them.
+    voxel_num = None
+    in_voxel_num = None
+    out_voxel_num = None
+
     @property
     def target(self) -> Coordinates:
         return self.source if self.link.target is None else self.link.target
+
+    @property
+    def is_subm(self) -> bool:
+        """Whether the outputs are the inputs."""
+        return self.geometry.kind == "submanifold"
+
+    @property
+    def ksize(self) -> list[int]:
+        """Taps per axis."""
+        return list(self.geometry.kernel_size)
+
+    @property
+    def stride(self) -> list[int]:
+        return list(self.geometry.stride)
+
+    @property
+    def padding(self) -> list[int]:
+        """0 for a submanifold map, whose padding has no meaning."""
+        return list(self.geometry.padding)
+
+    @property
+    def dilation(self) -> list[int]:
+        return list(self.geometry.dilation)
+
+    @property
+    def indices(self) -> Tensor:
+        """Coordinates of the input rows, int32 [N, 1 + D]."""
+        return self.source.indices
+
+    @property
+    def out_indices(self) -> Tensor:
+        """Coordinates of the output rows, int32 [M, 1 + D]."""
+        return self.target.indices
+
+    @property
+    def spatial_shape(self) -> list[int]:
+        """Extent of the input grid."""
+        return list(self.source.spatial_shape)
+
+    @property
+    def out_spatial_shape(self) -> list[int]:
+        """Extent of the output grid."""
+        return list(self.target.spatial_shape)
+
+    @property
+    def pair_fwd(self) -> Tensor:
+        """Input row for each tap and output row, -1 for none: int32 [K, M]."""
+        return self.link.map.table
+
+    @property
+    def pair_bwd(self) -> Tensor:
+        """Output row for each tap and input row, -1 for none: int32 [K, N]."""
+        return self.link.inverse(self.source).table
+
+    @property
+    def indice_pairs(self) -> Tensor:
+        """Input rows (first) and output rows of each tap's pairs, then -1: int32 [2, K, N]."""
+        table = self.pair_bwd
+        none, order = torch.sort((table < 0).to(torch.int8), dim=1, stable=True)
+        pairs = torch.stack([order.to(torch.int32), table.gather(1, order)])
+        return pairs.masked_fill(none.bool(), -1)
+
+    @property
+    def indice_pair_num(self) -> Tensor:
+        """Pairs of each tap, int32 [K].
+
+        As in spconv, 0 from the centre on where the map is symmetric (submanifold, odd kernel): these taps have the
+        pairs of their mirror images, and the centre has every row.
+        """
+        count = self.link.map.pairs_per_tap.to(torch.int32)
+        if self.link.map.symmetric:
+            count[len(count) // 2 :] = 0
+        return count
+
+    pair_mask_fwd_splits = pair_mask_bwd_splits = masks = _Absent()
+    mask_argsort_fwd_splits = mask_argsort_bwd_splits = _Absent()
 
     def __str__(self) -> str:
         return f"{self.geometry} over {self.source}"

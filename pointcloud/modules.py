@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from pointcloud.coordinates import check_same_coordinates
+from pointcloud.graphs import leaf_of_graphs, trace_on_features
 from pointcloud.tensor import SparseConvTensor
 
 
@@ -19,6 +21,7 @@ class SparseModule(nn.Module):
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.name = name
+        self._sparse_unique_name = ""  # spconv's assign_name_for_sparse_modules sets it
 
 
 class SparseSequential(SparseModule):
@@ -55,7 +58,9 @@ class SparseSequential(SparseModule):
 
     def forward(self, input: Any) -> Any:
         for module in self:
-            if isinstance(input, SparseConvTensor) and not is_spconv_module(module):
+            if isinstance(input, Proxy) and not is_spconv_module(module):
+                input = trace_on_features(module, input)
+            elif isinstance(input, SparseConvTensor) and not is_spconv_module(module):
                 input = input.replace_feature(_apply(module, input.features))
             else:
                 input = module(input)
@@ -71,6 +76,7 @@ def _apply(module: nn.Module, features: Tensor) -> Tensor:
 class _OnFeatures:
     """Mixin for a module of torch: given a sparse tensor, the module acts on the features."""
 
+    @leaf_of_graphs
     def forward(self, input: Any) -> Any:
         act = super().forward  # type: ignore[misc]
         if not isinstance(input, SparseConvTensor):
@@ -116,6 +122,7 @@ class Identity(nn.Identity):
 class ToDense(SparseModule):
     """The dense grid [B, C, *spatial_shape]."""
 
+    @leaf_of_graphs
     def forward(self, x: SparseConvTensor) -> Tensor:
         return x.dense()
 
@@ -142,6 +149,7 @@ class ConcatTable(SparseModule):
 class JoinTable(SparseModule):
     """Concatenate the channels of sparse tensors with the same coordinates."""
 
+    @leaf_of_graphs
     def forward(self, input: list[SparseConvTensor]) -> SparseConvTensor:
         for x in input[1:]:
             check_same_coordinates(input[0].coordinates, x.coordinates)
@@ -151,6 +159,7 @@ class JoinTable(SparseModule):
 class AddTable(SparseModule):
     """Add sparse tensors with the same coordinates."""
 
+    @leaf_of_graphs
     def forward(self, input: list[SparseConvTensor]) -> SparseConvTensor:
         total = input[0]
         for x in input[1:]:

@@ -11,6 +11,7 @@ from common_kernels import KernelMap
 from pointcloud.convolution import Size, sizes
 from pointcloud.coordinates import Geometry, describe
 from pointcloud.functional import pool_samples, window_max, window_mean
+from pointcloud.graphs import leaf_of_graphs
 from pointcloud.modules import SparseModule
 from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
 
@@ -67,6 +68,7 @@ class SparsePool(SparseModule):
         """The largest number of output rows so far, int32 [1]; None without `record_voxel_count`."""
         return getattr(self, "max_num_voxels_during_training", None)
 
+    @leaf_of_graphs
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
         """Pool features [N, C] of a floating dtype to [M, C]."""
         if not isinstance(input, SparseConvTensor):
@@ -185,6 +187,7 @@ class SparseGlobalPool(SparseModule):
 
     REDUCE: ClassVar[str]
 
+    @leaf_of_graphs
     def forward(self, input: SparseConvTensor) -> Tensor:
         """[batch_size, C]; zeros for a sample without rows."""
         if not isinstance(input, SparseConvTensor):

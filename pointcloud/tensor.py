@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import ProxyableClassMeta
 
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map.reference import check_coords
@@ -23,7 +26,6 @@ from pointcloud.coordinates import (
 )
 
 REDUCTIONS = ("sum", "mean", "max", "first")
-_FIXED = "{} cannot be assigned: make a new SparseConvTensor(features, indices, spatial_shape, batch_size)"
 
 
 class ConvAlgo(Enum):
@@ -34,11 +36,13 @@ class ConvAlgo(Enum):
     MaskSplitImplicitGemm = 2
 
 
-class SparseConvTensor:
+class SparseConvTensor(metaclass=ProxyableClassMeta):  # so that torch.fx can trace the making of one
     """Features at some cells of a batch of grids.
 
-    Tensors with the same coordinates share one `coordinates` object and so the kernel maps found over them. Nothing is
-    changed in place: `replace_feature`, `select_by_index`, `coalesce`, `to` and the layers return new tensors.
+    Tensors with the same coordinates share one `coordinates` object and so the kernel maps found over them.
+    `replace_feature`, `select_by_index`, `coalesce`, `to` and the layers return new tensors. Code for spconv may assign
+    `indices`, `spatial_shape` and `batch_size`: the tensor then lies elsewhere, and its maps and keys go (unless the
+    values are those of before). Rows of features and indices may differ in between; the first use says so.
 
     Args:
         features: [N, C].
@@ -65,7 +69,10 @@ class SparseConvTensor:
     grid = None
     voxel_num = None
     benchmark = False
+    benchmark_record: Mapping[str, Any] = MappingProxyType({})
+    thrust_allocator = None
     force_algo = None
+    int8_scale = None
 
     def __init__(
         self,
@@ -96,23 +103,40 @@ class SparseConvTensor:
         x._set(features, coordinates, indice_dict)
         return x
 
+    @classmethod
+    def holding(cls, content: Any, coordinates: Coordinates, indice_dict: dict[str, IndiceData]) -> SparseConvTensor:
+        """Anything in place of the features, unchecked: pytrees of shapes, names or gradients have that form."""
+        x = cls.__new__(cls)
+        x._features, x._coordinates, x._assigned, x.indice_dict = content, coordinates, {}, indice_dict
+        return x
+
     def _set(self, features: Tensor, coordinates: Coordinates, indice_dict: dict[str, IndiceData] | None) -> None:
         if not isinstance(features, Tensor):
             raise TypeError(f"features must be a tensor [N, C], got {type(features).__name__}")
         if features.ndim != 2:
             raise ValueError(f"features must be a tensor [N, C], got {describe(features)}")
-        if features.shape[0] != len(coordinates):
-            raise ValueError(
-                f"features must have one row for each of the {len(coordinates)} rows of indices, "
-                f"got {describe(features)}"
-            )
-        if features.device != coordinates.indices.device:
-            raise ValueError(
-                f"features and indices must be on one device, got {features.device} and {coordinates.indices.device}"
-            )
+        _check_fit(features, coordinates)
         self._features = features
-        self.coordinates = coordinates
+        self._coordinates = coordinates
+        self._assigned: dict[str, Any] = {}
         self.indice_dict = {} if indice_dict is None else indice_dict
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Where the rows lie, with the maps found from there.
+
+        Raises ValueError where the features have another number of rows than the indices, or lie on another device.
+        """
+        if self._assigned:
+            parts = {name: getattr(self, name) for name in ("indices", "spatial_shape", "batch_size")}
+            self._coordinates, self._assigned = Coordinates(**parts), {}
+        _check_fit(self._features, self._coordinates)
+        return self._coordinates
+
+    def _assign(self, name: str, value: Any, same: bool) -> None:
+        if not same or self._coordinates.modified:
+            self.indice_dict = {}  # a new one: other tensors share the old
+        self._assigned = {**self._assigned, name: value}
 
     @property
     def features(self) -> Tensor:
@@ -126,34 +150,38 @@ class SparseConvTensor:
     @property
     def indices(self) -> Tensor:
         """int32 [N, 1 + D], batch index first."""
-        return self.coordinates.indices
+        return self._assigned.get("indices", self._coordinates.indices)
 
     @indices.setter
-    def indices(self, value: Any) -> None:
-        raise ValueError(_FIXED.format("indices"))
+    def indices(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"indices must be an int32 tensor [N, 1 + D], got {type(value).__name__}")
+        old = self.indices
+        self._assign("indices", value, old is value or (old.device == value.device and torch.equal(old, value)))
 
     @property
     def spatial_shape(self) -> list[int]:
         """Extent of the grid, one number per axis."""
-        return list(self.coordinates.spatial_shape)
+        return list(self._assigned.get("spatial_shape", self._coordinates.spatial_shape))
 
     @spatial_shape.setter
-    def spatial_shape(self, value: Any) -> None:
-        raise ValueError(_FIXED.format("spatial_shape"))
+    def spatial_shape(self, value: Sequence[int]) -> None:
+        shape = [int(extent) for extent in value]
+        self._assign("spatial_shape", shape, shape == self.spatial_shape)
 
     @property
     def batch_size(self) -> int:
         """Number of samples."""
-        return self.coordinates.batch_size
+        return int(self._assigned.get("batch_size", self._coordinates.batch_size))
 
     @batch_size.setter
-    def batch_size(self, value: Any) -> None:
-        raise ValueError(_FIXED.format("batch_size"))
+    def batch_size(self, value: int) -> None:
+        self._assign("batch_size", value, int(value) == self.batch_size)
 
     @property
     def spatial_size(self) -> int:
         """Number of cells of one sample's grid."""
-        return math.prod(self.coordinates.spatial_shape)
+        return math.prod(self.spatial_shape)
 
     @property
     def sparity(self) -> float:
@@ -161,8 +189,16 @@ class SparseConvTensor:
         return len(self.coordinates) / self.spatial_size / self.batch_size
 
     def replace_feature(self, feature: Tensor) -> SparseConvTensor:
-        """The same coordinates, maps and keys with other features [N, C']."""
-        return SparseConvTensor.over(self.coordinates, feature, self.indice_dict)
+        """The same coordinates, maps and keys with other features [N, C'].
+
+        With another number of rows, `indices` must be assigned before the result is used.
+        """
+        if not isinstance(feature, Tensor) or feature.ndim != 2:
+            got = describe(feature) if isinstance(feature, Tensor) else type(feature).__name__
+            raise ValueError(f"feature must be a tensor [N, C], got {got}")
+        x = copy.copy(self)
+        x._features = feature
+        return x
 
     def shadow_copy(self) -> SparseConvTensor:
         """A new tensor of the same features, coordinates, maps and keys."""
@@ -173,7 +209,10 @@ class SparseConvTensor:
         if not isinstance(valid_indices, Tensor) or valid_indices.ndim != 1:
             raise ValueError(f"valid_indices must be a bool [N] or integer [M] tensor, got {valid_indices!r}")
         return SparseConvTensor(
-            self._features[valid_indices], self.indices[valid_indices], self.spatial_shape, self.batch_size
+            self._features[valid_indices],
+            self.coordinates.indices[valid_indices],
+            self.spatial_shape,
+            self.batch_size,
         )
 
     def coalesce(self, reduce: str = "sum") -> SparseConvTensor:
@@ -190,7 +229,8 @@ class SparseConvTensor:
         """
         if reduce not in REDUCTIONS:
             raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-        cells = Coordinates(self.indices, self.spatial_shape, self.batch_size)
+        here = self.coordinates
+        cells = Coordinates(here.indices, here.spatial_shape, here.batch_size)
         order, offsets = _equal_keys(cells)
         if len(offsets) - 1 == len(cells):
             return self
@@ -227,6 +267,15 @@ class SparseConvTensor:
         """What the `indice_key` stands for, None if it is not known."""
         return None if key is None else self.indice_dict.get(key)
 
+    def _known(self, indice_key: str | None) -> IndiceData | None:
+        known = self.find_indice_pair(indice_key)
+        if known is not None and not isinstance(known, IndiceData):
+            raise TypeError(
+                f"indice_dict[{indice_key!r}] must be what a layer of this package put there, "
+                f"got {type(known).__module__}.{type(known).__name__}"
+            )
+        return known
+
     @outside_of_graphs
     def find_map(self, geometry: Geometry, indice_key: str | None) -> IndiceData:
         """The kernel map of a layer with this geometry, found once for these coordinates.
@@ -235,9 +284,10 @@ class SparseConvTensor:
             ValueError: the key stands for another map; coordinates outside of the grid, or repeated ones.
         """
         self.coordinates.check_unmodified()
-        known = self.find_indice_pair(indice_key)
+        known = self._known(indice_key)
         if known is None:
             return IndiceData(self.coordinates, geometry, self.coordinates.link(geometry))
+        known.source.check_unmodified()
         if known.geometry != geometry or not known.source.same_as(self.coordinates):
             raise ValueError(
                 f"indice_key {indice_key!r} stands for {known}, but this layer needs {geometry} over "
@@ -254,7 +304,7 @@ class SparseConvTensor:
             ValueError: the key is unknown, or stands for a map with another kernel or other outputs.
         """
         self.coordinates.check_unmodified()
-        known = self.find_indice_pair(indice_key)
+        known = self._known(indice_key)
         if known is None:
             keys = ", ".join(map(repr, self.indice_dict)) or "none"
             raise ValueError(
@@ -289,9 +339,10 @@ class SparseConvTensor:
 
         Maps and keys stay on their device: a tensor that moves has none.
         """
+        here = self.coordinates
         features = self._features.to(*args, **kwargs)
-        coordinates = self.coordinates.to(features.device)
-        moved = coordinates is not self.coordinates
+        coordinates = here.to(features.device)
+        moved = coordinates is not here
         return SparseConvTensor.over(coordinates, features, None if moved else self.indice_dict)
 
     def cpu(self) -> SparseConvTensor:
@@ -301,6 +352,21 @@ class SparseConvTensor:
     def cuda(self) -> SparseConvTensor:
         """The same tensor on the current GPU."""
         return self.to("cuda")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the features are int8 (`torch.qint8`), which no layer here takes."""
+        return self._features.dtype == torch.qint8
+
+    def q_scale(self) -> float:
+        """Scale of quantized features. Raises ValueError for others."""
+        if not self.is_quantized:
+            raise ValueError(f"features must be quantized (torch.qint8), got {describe(self._features)}")
+        return self._features.q_scale()
+
+    def dequantize(self) -> SparseConvTensor:
+        """Features as fp32 again, where they are quantized."""
+        return self.replace_feature(self._features.dequantize())
 
     def minus(self) -> SparseConvTensor:
         """The negative."""
@@ -319,9 +385,21 @@ class SparseConvTensor:
 
     def __repr__(self) -> str:
         x = self._features
+        features, device = (describe(x), str(x.device)) if isinstance(x, Tensor) else (repr(x), "none")
         return (
-            f"SparseConvTensor(features={describe(x)}, spatial_shape={self.spatial_shape}, "
-            f"batch_size={self.batch_size}, device={x.device})"
+            f"SparseConvTensor(features={features}, spatial_shape={self.spatial_shape}, "
+            f"batch_size={self.batch_size}, device={device})"
+        )
+
+
+def _check_fit(features: Tensor, coordinates: Coordinates) -> None:
+    if features.shape[0] != len(coordinates):
+        raise ValueError(
+            f"features must have one row for each of the {len(coordinates)} rows of indices, got {describe(features)}"
+        )
+    if features.device != coordinates.indices.device:
+        raise ValueError(
+            f"features and indices must be on one device, got {features.device} and {coordinates.indices.device}"
         )
 
 

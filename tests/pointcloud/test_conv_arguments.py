@@ -59,12 +59,6 @@ def test_a_wrong_type_names_the_argument(call: Callable[[], Any], message: str) 
         call()
 
 
-@pytest.mark.parametrize("name", ["indices", "spatial_shape", "batch_size"])
-def test_where_a_tensor_lies_cannot_be_assigned(x, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} cannot be assigned: make a new SparseConvTensor"):
-        setattr(x, name, getattr(x, name))
-
-
 def test_indices_modified_in_place_do_not_find_the_map_of_their_key(x) -> None:
     y = pc.SparseConv3d(4, 4, 2, 2, indice_key="down")(pc.SubMConv3d(4, 4, 3, indice_key="k")(x))
     x.indices[:, 1:] //= 2

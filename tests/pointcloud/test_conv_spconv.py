@@ -204,7 +204,7 @@ def test_names() -> None:
     }
     assert public - ignored - set(pc.__all__) == {"assign_name_for_sparse_modules"}
     methods = {n for n in vars(sp.SparseConvTensor) if not n.startswith("_")}
-    assert {n for n in methods if not hasattr(pc.SparseConvTensor, n)} == {"is_quantized", "q_scale", "dequantize"}
+    assert {n for n in methods if not hasattr(pc.SparseConvTensor, n)} == set()
 
 
 @pytest.mark.parametrize("record", [False, True])

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,10 +89,89 @@ def test_replace_feature_shares_everything_else() -> None:
     assert y.coordinates is x.coordinates and y.indice_dict is x.indice_dict and y.features.shape == (3, 7)
     z = x.shadow_copy()
     assert z is not x and z.features is x.features and z.coordinates is x.coordinates
-    with pytest.raises(ValueError, match=r"one row for each of the 3 rows"):
-        x.replace_feature(torch.zeros(2, 7))
+    with pytest.raises(ValueError, match=r"feature must be a tensor \[N, C\], got float32 \[3\]"):
+        x.replace_feature(torch.zeros(3))
     with pytest.raises(ValueError, match=r"use x = x.replace_feature\(features\)"):
         x.features = torch.zeros(3, 2)
+
+
+def test_rows_that_differ_are_an_error_at_the_first_use() -> None:
+    x = make().replace_feature(torch.zeros(2, 2))
+    assert x.features.shape == (2, 2) and x.indices.shape == (3, 3)
+    uses = (x.dense, lambda: x + x, lambda: x.to(torch.float64), lambda: pc.SubMConv2d(2, 2, 3)(x), lambda: x.sparity,
+            lambda: pc.SubMConv2d(2, 2, 1)(x), lambda: pc.SparseMaxPool2d(2)(x), lambda: pc.sparse_add(x, x),
+            lambda: pc.SparseGlobalAvgPool()(x), lambda: x.select_by_index(torch.tensor([0])), x.coalesce)  # fmt: skip
+    for use in uses:
+        with pytest.raises(ValueError, match=r"one row for each of the 3 rows of indices, got float32 \[2, 2\]"):
+            use()
+
+
+def test_assigned_rows_and_indices_lie_elsewhere() -> None:
+    """As VoxelNeXt, FocalsConv and detectors that flatten the height do."""
+    x = pc.SparseConv2d(2, 2, 2, 2, indice_key="down")(pc.SubMConv2d(2, 2, 3, indice_key="k")(make()))
+    keys = dict(x.indice_dict)
+    y = x.replace_feature(torch.cat([x.features, x.features[:1]]))
+    y.indices = torch.cat([x.indices, torch.tensor([[1, 0, 0]], dtype=torch.int32)])
+    assert y.indice_dict == {} and x.indice_dict == keys and x.coordinates is not y.coordinates
+    fresh = pc.SparseConvTensor(y.features, y.indices, x.spatial_shape, x.batch_size)
+    layer = pc.SubMConv2d(2, 2, 3, indice_key="k")
+    assert torch.equal(layer(y).features, layer(fresh).features)
+    with pytest.raises(ValueError, match="indice_key 'down' is not known"):
+        pc.SparseInverseConv2d(2, 2, 2, "down")(y)
+
+    flat = y.shadow_copy()
+    flat.spatial_shape, flat.batch_size = [3, 3, 1], 5
+    flat.indices = torch.cat([y.indices, torch.zeros(len(y.indices), 1, dtype=torch.int32)], 1)
+    assert flat.dense().shape == (5, 2, 3, 3, 1) and torch.equal(flat.dense()[:2, :, :2, :2, 0], fresh.dense())
+    assert y.spatial_shape == x.spatial_shape and repr(flat).count("[3, 3, 1]") == 1
+
+
+def test_assigned_what_was_there_keeps_the_maps() -> None:
+    x = pc.SparseConv2d(2, 2, 2, 2, indice_key="down")(make())
+    y = x.shadow_copy()
+    y.spatial_shape, y.batch_size, y.indices = x.spatial_shape, x.batch_size, x.indices.clone()
+    up = pc.SparseInverseConv2d(2, 2, 2, "down")
+    assert y.indice_dict is x.indice_dict and torch.equal(up(y).features, up(x).features)
+
+
+def test_assigned_after_a_change_in_place_nothing_old_is_used() -> None:
+    x = make(indices=INDICES.clone(), spatial_shape=(8, 8))
+    layer = pc.SubMConv2d(2, 2, 3, indice_key="k")
+    y = layer(x)
+    y.indices[:, 1:] = torch.tensor([[1, 1], [7, 7], [1, 3]])
+    y.indices = y.indices
+    fresh = pc.SparseConvTensor(y.features, y.indices, y.spatial_shape, y.batch_size)
+    assert y.indice_dict == {} and torch.equal(layer(y).features, layer(fresh).features)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("indices", [[0, 1]], "indices must be an int32 tensor .*got list"),
+        ("indices", torch.zeros(3, 3), "indices must be int32 .*got float32"),
+        ("spatial_shape", [4], "spatial_shape must have 2 numbers"),
+        ("batch_size", 0, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_assigned_values_are_checked(name: str, value: Any, error: str) -> None:
+    x = make()
+    with pytest.raises((TypeError, ValueError), match=error):
+        setattr(x, name, value)
+        x.dense()
+
+
+def test_a_map_of_another_library_is_refused() -> None:
+    x = make()
+    x.indice_dict["k"] = {"pairs": 3}
+    with pytest.raises(TypeError, match=r"indice_dict\['k'\] must be what a layer of this package put there"):
+        pc.SubMConv2d(2, 2, 3, indice_key="k")(x)
+
+
+def test_quantized_features_are_told_apart() -> None:
+    x = make()
+    assert not x.is_quantized and torch.equal(x.dequantize().features, x.features)
+    with pytest.raises(ValueError, match="features must be quantized"):
+        x.q_scale()
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 5), (2, 3, 4, 3)], ids=str)
