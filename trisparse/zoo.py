@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,13 +46,14 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
         'TSM'
     """
     name = os.fspath(name_or_path)
-    owners = _owners()
-    if name in owners:
-        return owners[name].load_pretrained(name)
+    for owner in _domains():  # one after the other: the first may know it, and the others need not be loaded
+        if name in owner.list_pretrained():
+            return owner.load_pretrained(name)
     path = Path(name)
     if (path / "config.json").is_file():
         return _language_model(name, download)
     if not path.is_file():
+        owners = _owners()
         hint = did_you_mean(name, owners, cutoff=0.5)
         if not download:
             known = ", ".join(owners) or "(none)"
@@ -68,7 +70,7 @@ def load_pretrained(name_or_path: str | os.PathLike[str], *, download: bool = Fa
 
     stated = domain_of(path)
     refusals = []
-    for domain in [domain for domain in _domains() if domain.__name__ == f"{stated}.pretrained"] or _domains():
+    for domain in [domain for domain in _domains() if domain.__name__ == f"{stated}.pretrained"] or list(_domains()):
         try:
             return domain.load_pretrained(name)
         except ValueError as error:
@@ -98,10 +100,11 @@ def weights_file(name: str) -> Path:
     return Path(owner.WEIGHTS) / f"{name}.safetensors"
 
 
-def _domains() -> list[ModuleType]:
-    """The `pretrained` modules of the domains that have one."""
-    names = [f"{domain}.pretrained" for domain in DOMAINS]
-    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name) is not None]
+def _domains() -> Iterator[ModuleType]:
+    """The `pretrained` modules of the domains that have one, each loaded when it is asked for."""
+    for domain in DOMAINS:
+        if importlib.util.find_spec(domain) and importlib.util.find_spec(f"{domain}.pretrained"):
+            yield importlib.import_module(f"{domain}.pretrained")
 
 
 def _owners() -> dict[str, ModuleType]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pointcloud.io import read_points
-from pointcloud.picture import CLASS_NAMES, PALETTE, class_colors, draw_labels, splat
+from pointcloud.picture import CLASS_NAMES, PALETTE, class_colors, draw_labels
 from pointcloud.points import PointCloud
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("PIL")
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -82,20 +82,11 @@ def test_the_higher_point_lies_on_top() -> None:
         assert len(where(image, GREEN)) and not len(where(image, RED))
 
 
-def testsplat_paints_in_order_and_covers_its_size() -> None:
-    colors = np.array([RED, GREEN], dtype=np.uint8)
-    image = splat(np.array([5.0, 5.0]), np.array([3.0, 3.0]), colors, 10, 8, (2, 2))
-    painted = image[..., 3] > 0
-    assert painted.sum() <= 16 and painted[2:4, 4:6].all()
-    assert (image[painted][:, :3] == GREEN).all()
-    assert not splat(np.array([-50.0]), np.array([3.0]), colors[:1], 10, 8, (2, 2)).any()
-
-
 def test_views_are_chosen_by_the_cloud(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pointcloud.picture as picture
 
     seen: list[str] = []
-    monkeypatch.setattr(picture, "_draw_range", lambda *_: seen.append("range"))
+    monkeypatch.setattr(picture, "draw_range", lambda *_: seen.append("range"))
     for name, expected in (
         ("nuscenes_lidar_top.pcd.bin", ["range"]),
         ("kitti_000008.bin", ["range"]),
@@ -154,9 +145,56 @@ def test_bad_input(tmp_path: Path) -> None:
         draw_labels(xyz, labels, path=tmp_path / "none" / "a.png")
 
 
-def test_matplotlib_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_not_finite_are_named() -> None:
+    xyz = sweep()
+    xyz[7, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"finite float \[N, 3\], got \[.*, inf, .*\] in row 7"):
+        draw_labels(xyz, torch.zeros(len(xyz), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6, 1e15, 1e30])
+@pytest.mark.parametrize("views", [None, ("range", "bev")])
+def test_clouds_far_from_the_origin(offset: float, views: tuple[str, ...] | None) -> None:
+    xyz = sweep().double() + offset
+    image = draw_labels(xyz, torch.zeros(len(xyz), dtype=torch.int64), ["a"], [RED], views=views)
+    assert len(where(image, RED))
+
+
+@pytest.mark.parametrize("extent", [1e-6, 1e-2, 1e4, 1e8])
+def test_clouds_of_any_size(extent: float) -> None:
+    xyz = torch.rand(1000, 3, dtype=torch.float64) * extent
+    image = draw_labels(xyz, torch.zeros(1000, dtype=torch.int64), ["a"], [RED])
+    assert len(where(image, RED))
+
+
+def test_legend_counts_and_colours() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    image = draw_labels(torch.rand(40, 3), labels, ["a", "b"], [RED, GREEN])
+    legend = image[:, 1280:]
+    assert all((legend == color).all(axis=2).sum() > 100 for color in (RED, GREEN))
+    # Bars are as long as the classes are large.
+    bars = [
+        int((np.abs(legend.astype(int) - [c * 0.8 for c in color]).max(axis=2) < 12).any(0).sum())
+        for color in (RED, GREEN)
+    ]
+    assert bars[0] == pytest.approx(3 * bars[1], rel=0.05)
+
+
+def test_matplotlib_is_not_imported() -> None:
+    import subprocess
     import sys
 
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code = (
+        "import sys, torch; from pointcloud.picture import draw_labels;"
+        "draw_labels(torch.rand(9, 3), torch.zeros(9, dtype=torch.int64), title='ü');"
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pillow_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"trisparse\[pointcloud\]"):
         draw_labels(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ pytest.importorskip("safetensors")
 
 from pointcloud import pretrained
 from trisparse import __version__, cli, terminal, zoo
-from trisparse.progress import compiling
 
 Run = Callable[..., Any]
 
@@ -68,17 +66,6 @@ def test_models(trisparse: Run, model: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     result = trisparse("models")
     assert result.exit_code == 2 and "torn.safetensors is not a safetensors file" in result.stderr
-
-
-def test_a_word_while_compiling(capsys: pytest.CaptureFixture[str]) -> None:
-    with compiling("the kernels", patience=0.01):
-        time.sleep(0.2)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("compiling the kernels, once per machine: ...\ncompiling the kernels: done in 0 s")
-    with compiling("the kernels", patience=5):
-        pass
-    assert capsys.readouterr().err == ""
 
 
 def test_tables() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from trisparse.progress import compiling
+from trisparse.progress import compiled_elsewhere
 
 # Processes beside the main one; more would only import torch once more.
 MOST_WORKERS = 2
@@ -39,7 +39,7 @@ class Compilation:
 
     def wait(self, group: str) -> None:
         """Return when the group's kernels are on disk, or when it is clear that nobody else compiles them."""
-        with compiling("the kernels of this part"):
+        with compiled_elsewhere("the kernels of this part"):
             self._done[group].wait(PATIENCE_SECONDS)
 
     def stop(self) -> None:
