@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pointcloud.acceleration.steps import Epilogue, Features, Joined, Known, Norm, Pending, Start
+from pointcloud.acceleration.steps import Epilogue, Features, Joined, Known, Norm, Pending, Start, changes
 
 _running = threading.local()
 
@@ -96,7 +96,7 @@ class DeferredFeatures(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         act = _ACTS.get(func)
-        if act is not None:
+        if act is not None and not _autocasting(args):
             out = act(*args, **kwargs)
             if out is not NotImplemented:
                 return out
@@ -113,7 +113,12 @@ class DeferredFeatures(Tensor):
 def begin(start: Start, residual: Tensor | None) -> DeferredFeatures:
     """The features of a convolution."""
     added = () if residual is None else (remember(residual),)
-    return DeferredFeatures(Pending(start, Epilogue(added=added, relu=start.conv.activation == "relu")))
+    return DeferredFeatures(Pending(start, Epilogue(added=added)))
+
+
+def _autocasting(args: Any) -> bool:
+    x = args[0] if args else None
+    return torch.is_autocast_enabled(x.node.like.device.type if isinstance(x, DeferredFeatures) else "cpu")
 
 
 def computed(x: Tensor) -> Tensor:
@@ -165,7 +170,9 @@ def _norm(
     node = x.node
     why = _why_no_norm(node) if name else None
     if name and why is None and isinstance(node, Pending):
-        norm = Norm(name, running_mean, running_var, weight, bias, eps)
+        norm = Norm(
+            name, changes(running_mean, running_var, weight, bias), running_mean, running_var, weight, bias, eps
+        )
         return DeferredFeatures(node.then(step, node.epilogue._replace(norms=(*node.epilogue.norms, norm))))
     if call is not None and why is not None:
         call.seen.leave(name, why)

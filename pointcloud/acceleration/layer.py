@@ -15,7 +15,7 @@ from common_kernels.onednn import PackedWeight
 from common_models.folding import fold_scale
 from pointcloud.acceleration import deferred
 from pointcloud.acceleration.seen import Seen
-from pointcloud.acceleration.steps import Epilogue, Known, Norm, Start
+from pointcloud.acceleration.steps import Epilogue, Known, Norm, Start, changes
 from pointcloud.convolution import SparseConvolution
 
 # Weights with other norms than the latest few are folded again when they are needed.
@@ -61,17 +61,38 @@ class DeferredLayer:
             out = self._multiply(conv, sources, map, (), residual, conv.activation == "relu")
             return deferred.DeferredFeatures(Known(out))
         rows = len(features) if map is None else map.n_out
-        return deferred.begin(Start(self, conv, deferred.sources(features, whole), map, rows), residual)
+        counts = changes(conv.weight, conv.bias)
+        sources = deferred.sources(features, whole)
+        start = Start(self, conv, sources, map, rows, conv.out_channels, conv.weight, conv.bias, counts)
+        return deferred.begin(start, residual)
 
     def run(self, start: Start, epilogue: Epilogue) -> Tensor:
         """Features [M, out_channels] in one pass, or one for each tensor that is read as part of a concatenation."""
+        self._check_unchanged(start, epilogue)
         self.seen.note_run(self.name, epilogue, len(start.sources))
         self._served = self._served or epilogue != Epilogue()
         self._alone = not self._served
-        residual: Tensor | None = None
-        for added in epilogue.added:
-            residual = added if residual is None else residual + added
-        return self._multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
+        with torch.autocast(start.weight.device.type, enabled=False):
+            residual: Tensor | None = None
+            for added in epilogue.added:
+                residual = added if residual is None else residual + added
+            return self._multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
+
+    def _check_unchanged(self, start: Start, epilogue: Epilogue) -> None:
+        """Raise RuntimeError where a forward changes weights or statistics after it called the layer."""
+        conv = start.conv
+        same = conv.weight is start.weight and conv.bias is start.bias
+        if not same or changes(conv.weight, conv.bias) != start.counts:
+            raise RuntimeError(
+                f"the weight or bias of {self.name!r} was changed within a call of the network, before the layer's "
+                "output was read: accelerate(model, fold=False) computes each layer where it is called"
+            )
+        for norm in epilogue.norms:
+            if changes(norm.mean, norm.var, norm.scale, norm.shift) != norm.counts:
+                raise RuntimeError(
+                    f"batch norm {norm.name!r} was changed within a call of the network, before its output was read: "
+                    "accelerate(model, fold=False) computes each layer where it is called"
+                )
 
     def _multiply(
         self,
@@ -107,7 +128,7 @@ class DeferredLayer:
         """What was made of the weight, bias and norms of now, or is made of them."""
         weight = conv.weight
         kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self._on_device(weight)
-        key = (form, *map(_content, (conv.bias, *(x for norm in norms for x in norm[1:]))))
+        key = (form, *map(_content, (conv.bias, *(x for norm in norms for x in norm[2:]))))
         found = kept.get(key)
         if found is None:
             if len(kept) >= _KEPT:

@@ -16,14 +16,20 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Norm(NamedTuple):
-    """A batch norm with fixed statistics, each [C]; `name` is its module's."""
+    """A batch norm with fixed statistics, each [C]; `name` is its module's, `counts` as of `changes` of the tensors."""
 
     name: str
+    counts: tuple[int, ...]
     mean: Tensor
     var: Tensor
     scale: Tensor | None
     shift: Tensor | None
     eps: float
+
+
+def changes(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often each tensor was changed in place, as torch counts."""
+    return tuple(0 if x is None or x.is_inference() else x._version for x in tensors)
 
 
 class Epilogue(NamedTuple):
@@ -54,13 +60,22 @@ class Layer(Protocol):
 
 @dataclass
 class Start:
-    """One call of a convolution. `runs` counts how often it was computed."""
+    """One call of a convolution, or of a linear layer.
+
+    Attributes:
+        weight, bias: the layer's as it was called, changed so often (`counts`) until then.
+        runs: how often the call was computed.
+    """
 
     layer: Layer
     conv: Any
     sources: tuple[Tensor, ...]
     map: KernelMap | None
     rows: int
+    channels: int
+    weight: Tensor
+    bias: Tensor | None
+    counts: tuple[int, ...]
     runs: int = 0
 
 
@@ -161,7 +176,7 @@ class Pending(Features):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.start.rows, self.start.conv.out_channels
+        return self.start.rows, self.start.channels
 
     @property
     def like(self) -> Tensor:

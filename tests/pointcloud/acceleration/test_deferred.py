@@ -154,7 +154,9 @@ def views(n: Any, x: SparseConvTensor) -> Tensor:
     half = first.features[:, :3]
     half.zero_()
     first.features.view(-1)[5:9] = 7.0
-    return n.bn2(waiting.features) + n.conv3(first).features + first.features
+    late = n.conv3(first)
+    half.fill_(3.0)
+    return n.bn2(waiting.features) + late.features + first.features
 
 
 def input_changed(n: Any, x: SparseConvTensor) -> Tensor:
@@ -438,6 +440,42 @@ def test_parts_on_their_own_gradients_and_errors() -> None:
     wrong = pointcloud.accelerate(trained_like(Net(lambda n, x: nn.BatchNorm1d(5).eval()(n.conv1(x).features))))
     with pytest.raises(RuntimeError, match="running_mean"):
         wrong(x)
+
+
+def test_weights_that_change_within_a_call() -> None:
+    """What waits cannot be computed from weights that are no more: an error, not other values."""
+
+    def changes_weight(n: Any, x: SparseConvTensor) -> Any:
+        out = n.conv1(x)
+        n.conv1.weight.mul_(2)
+        return out
+
+    def changes_norm(n: Any, x: SparseConvTensor) -> Any:
+        out = n.bn1(n.conv1(x).features)
+        n.bn1.running_mean.add_(1)
+        return out
+
+    for way, who in ((changes_weight, "weight or bias of 'conv1'"), (changes_norm, "batch norm 'bn1'")):
+        fast = pointcloud.accelerate(trained_like(Net(way)))
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"{who} was changed within a call"):
+            fast(cloud())
+
+
+def autocast_within(n: Any, x: SparseConvTensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        inner = n.bn1(n.conv1(x).features)
+    waiting = n.point(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        return n.bn2(waiting.features) + inner
+
+
+def test_autocast_within_a_forward() -> None:
+    model = trained_like(Net(autocast_within))
+    fast = pointcloud.accelerate(model)
+    with torch.no_grad():
+        expected, got = model(cloud()), fast(cloud())
+    assert expected.dtype == got.dtype
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
 
 
 def test_under_a_tracer() -> None:
