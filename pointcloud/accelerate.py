@@ -15,6 +15,7 @@ from common_models import acceleration, dtypes
 from common_models.modes import check_evaluating, owns_weight
 from pointcloud.acceleration.containers import BATCH_NORMS, RELUS, Folder, Report, why_bound
 from pointcloud.acceleration.layer import DeferredLayer, in_kernel_order
+from pointcloud.acceleration.linear import DeferredLinear
 from pointcloud.acceleration.seen import Enter, Leave, Name, Seen
 from pointcloud.conv import SparseConvolution
 from pointcloud.tensor import SparseConvTensor
@@ -120,7 +121,8 @@ def accelerate(
             report.change(conv)
         elif not casting:
             report.leave(conv, "its class has a forward of its own, which may read the weight in another order")
-    report.leave_the_rest(fast, fold)
+    waiting = _waiting(fast) if fold else []
+    report.leave_the_rest(fast, fold, bool(waiting))
     made = Acceleration(
         dtype=target,
         changed=report.changed(),
@@ -134,10 +136,10 @@ def accelerate(
             name for name, m in fast.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
         ),
     )
-    if fold:
-        _defer(fast, report, made)
     if casting:
         _meet_other_dtypes(fast, target, dtypes.own(model))
+    if waiting:
+        _defer(fast, waiting, report, made)
     fast.acceleration = made  # type: ignore[assignment]
     if example is not None:
         with torch.no_grad():
@@ -145,23 +147,34 @@ def accelerate(
     return fast
 
 
-def _defer(model: nn.Module, report: Report, made: Acceleration) -> None:
-    """Let the convolutions of a network wait for what follows them."""
+def _waiting(model: nn.Module) -> list[nn.Module]:
+    """The layers that can wait for what follows them; none where there is no sparse convolution among them."""
+    convolutions = [
+        module
+        for module in model.modules()
+        if isinstance(module, SparseConvolution)
+        and owns_weight(module)
+        and type(module).forward is SparseConvolution.forward
+    ]
+    linears = [module for module in model.modules() if type(module) is nn.Linear and owns_weight(module)]
+    return [*convolutions, *linears] if convolutions else []
+
+
+def _defer(model: nn.Module, waiting: list[nn.Module], report: Report, made: Acceleration) -> None:
+    """Let layers of a network wait for what follows them."""
     seen = Seen()
-    deferring = False
+    for layer in waiting:
+        name = report.names.get(id(layer), "")
+        if isinstance(layer, SparseConvolution):
+            layer.deferral = DeferredLayer(name, seen)
+        else:
+            layer.register_forward_pre_hook(DeferredLinear(name, seen))
     for module in model.modules():
-        name = report.names.get(id(module), "")
-        if isinstance(module, SparseConvolution):
-            if owns_weight(module) and type(module).forward is SparseConvolution.forward:
-                module.deferral = DeferredLayer(name, seen)
-                deferring = True
-        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, *RELUS)):
-            module.register_forward_pre_hook(Name(name, seen))
-    if deferring:
-        model.register_forward_pre_hook(Enter(seen), prepend=True)
-        model.register_forward_hook(
-            Leave(seen, _Reporting(made, tuple(report.modules))), with_kwargs=True, always_call=True
-        )
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, *RELUS)):
+            module.register_forward_pre_hook(Name(report.names.get(id(module), ""), seen))
+    model.register_forward_pre_hook(Enter(seen), prepend=True)
+    leave = Leave(seen, _Reporting(made, tuple(report.modules)))
+    model.register_forward_hook(leave, with_kwargs=True, always_call=True)
 
 
 @dataclass(frozen=True)

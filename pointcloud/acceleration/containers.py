@@ -39,7 +39,7 @@ class Report:
     def leave(self, module: nn.Module, why: str) -> None:
         self._left.setdefault(self.names[id(module)], why)
 
-    def leave_the_rest(self, model: nn.Module, fold: bool) -> None:
+    def leave_the_rest(self, model: nn.Module, fold: bool, waiting: bool) -> None:
         """Give a reason for every batch norm, activation and residual block that is still there without one."""
         for module in model.modules():
             if isinstance(module, OTHER_ACTIVATIONS):
@@ -49,7 +49,8 @@ class Report:
             elif not fold:
                 self.leave(module, "fold=False")
             elif not isinstance(module, ResidualBlock):
-                self.leave(module, "no call has shown yet what it follows")
+                unseen = "no call has shown yet what it follows"
+                self.leave(module, unseen if waiting else "there is no sparse convolution that could take it over")
             elif type(module) is ResidualBlock:
                 self.leave(module, "it is the model itself, not a part of it")
             else:

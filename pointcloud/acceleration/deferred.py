@@ -74,6 +74,7 @@ class DeferredFeatures(Tensor):
 
     node: Features
     call: Call | None
+    linear: Any = None  # of a linear layer's input: the layer, and what puts its product off
 
     @staticmethod
     def __new__(cls, node: Features) -> DeferredFeatures:
@@ -271,6 +272,16 @@ def _join(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
     return DeferredFeatures(Joined(tuple(parts)))
 
 
+def _linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    waits = input.linear if isinstance(input, DeferredFeatures) else None
+    if waits is None:
+        return NotImplemented
+    layer, module = waits
+    if weight is not module.weight or bias is not module.bias:
+        return NotImplemented
+    return layer.start(module, computed(input))
+
+
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return NotImplemented if training else input
 
@@ -425,6 +436,7 @@ for _act, _names in (
     _ACTS.update((function, _act) for function in _functions(*_names))
 _ACTS[F.batch_norm] = _norm
 _ACTS[F.dropout] = _dropout
+_ACTS[F.linear] = _linear
 
 # What a tensor tells without being computed.
 _ABOUT = {

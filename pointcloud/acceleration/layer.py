@@ -58,7 +58,7 @@ class DeferredLayer:
             sources = deferred.sources(features, whole, copied=False)
             residual = None if residual is None else deferred.computed(residual)
             self.seen.note_run(self.name, Epilogue(), len(sources))
-            out = self._multiply(conv, sources, map, (), residual, conv.activation == "relu")
+            out = self.multiply(conv, sources, map, (), residual, conv.activation == "relu")
             return deferred.DeferredFeatures(Known(out))
         rows = len(features) if map is None else map.n_out
         counts = changes(conv.weight, conv.bias)
@@ -70,13 +70,13 @@ class DeferredLayer:
         """Features [M, out_channels] in one pass, or one for each tensor that is read as part of a concatenation."""
         self._check_unchanged(start, epilogue)
         self.seen.note_run(self.name, epilogue, len(start.sources))
-        self._served = self._served or epilogue != Epilogue()
+        self._served = self._served or self.is_served(epilogue)
         self._alone = not self._served
         with torch.autocast(start.weight.device.type, enabled=False):
             residual: Tensor | None = None
             for added in epilogue.added:
                 residual = added if residual is None else residual + added
-            return self._multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
+            return self.multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
 
     def _check_unchanged(self, start: Start, epilogue: Epilogue) -> None:
         """Raise RuntimeError where a forward changes weights or statistics after it called the layer."""
@@ -94,7 +94,7 @@ class DeferredLayer:
                     "accelerate(model, fold=False) computes each layer where it is called"
                 )
 
-    def _multiply(
+    def multiply(
         self,
         conv: SparseConvolution,
         sources: tuple[Tensor, ...],
@@ -103,18 +103,23 @@ class DeferredLayer:
         residual: Tensor | None,
         relu: bool,
     ) -> Tensor:
+        """Features [M, out_channels] of all that, in one pass for each source."""
         activation = "relu" if relu else "none"
         if map is None or conv.groups > 1 or not can_pack(conv.weight):
-            weight, bias = self._kept(conv, norms, "plain", lambda: _fold(conv, norms))
+            weight, bias = self.kept(conv, norms, "plain", lambda: fold(conv.weight, conv.bias, norms))
             return conv.convolve(sources, map, weight, bias, residual, activation)
         channels = tuple(x.shape[1] for x in sources)
-        parts, bias = self._kept(conv, norms, channels, lambda: _packed(conv, norms, channels))
+        parts, bias = self.kept(conv, norms, channels, lambda: _packed(conv, norms, channels))
         for index, (x, part) in enumerate(zip(sources, parts)):
             last = index == len(parts) - 1
             residual = gather_gemm_packed(x, map, part, bias, residual, activation if last else "none")
             bias = None
         assert residual is not None
         return residual
+
+    def is_served(self, epilogue: Epilogue) -> bool:
+        """Whether it pays to wait for this."""
+        return epilogue != Epilogue()
 
     def is_split_at(self, epilogue: Epilogue) -> bool:
         """Whether the result of this epilogue was read beside a longer one's before."""
@@ -124,7 +129,7 @@ class DeferredLayer:
         """Compute the result of this epilogue first from now on, and what follows it from there."""
         self._splits.add(epilogue.form)
 
-    def _kept(self, conv: SparseConvolution, norms: tuple[Norm, ...], form: Any, make: Callable[[], Any]) -> Any:
+    def kept(self, conv: Any, norms: tuple[Norm, ...], form: Any, make: Callable[[], Any]) -> Any:
         """What was made of the weight, bias and norms of now, or is made of them."""
         weight = conv.weight
         kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self._on_device(weight)
@@ -164,23 +169,24 @@ def _content(value: Any) -> Any:
     return value.detach().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _fold(conv: SparseConvolution, norms: tuple[Norm, ...]) -> Weights:
+def fold(weight: Tensor, bias: Tensor | None, norms: tuple[Norm, ...]) -> Weights:
     """Weight and bias of the layer that computes the norms as well; in memory as the kernel reads them."""
-    weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+    dtype = weight.dtype
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
     if not norms:
         return weight, bias
     for norm in norms:
         weight, bias = fold_scale(weight, bias, norm.mean, norm.var, norm.eps, norm.scale, norm.shift)
     assert bias is not None
-    dtype = conv.weight.dtype
-    return in_kernel_order(weight.to(dtype)), bias.to(dtype)
+    weight = weight.to(dtype)
+    return weight if weight.ndim == 2 else in_kernel_order(weight), bias.to(dtype)
 
 
 def _packed(
     conv: SparseConvolution, norms: tuple[Norm, ...], channels: tuple[int, ...]
 ) -> tuple[list[PackedTaps], Tensor | None]:
     """A packed weight for each tensor of so many channels that is read, and the bias."""
-    weight, bias = _fold(conv, norms)
+    weight, bias = fold(conv.weight, conv.bias, norms)
     taps = weight.flatten(1, -2).permute(1, 2, 0)  # [K, Cin, Cout]
     return [pack_taps(part) for part in taps.split(channels, 1)], bias
 

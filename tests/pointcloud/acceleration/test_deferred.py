@@ -284,7 +284,7 @@ def test_reasons() -> None:
     assert left(norm_of_a_sum)["bn1"] == "it follows a sum"
     assert left(norm_after_relu)["bn1"] == "it follows the ReLU after a sparse convolution"
     assert left(lambda n, x: n.bn1(x.features))["bn1"] == none
-    assert left(lambda n, x: n.bn1(n.linear(n.conv1(x).features)))["bn1"] == none
+    assert left(lambda n, x: n.bn1(F.gelu(n.conv1(x).features)))["bn1"] == none
     assert left(lambda n, x: n.relu(x.features))["relu"] == none
     assert left(two_readers, calls=2)["bn1"].endswith("convolution before it is used in several places")
     double = lambda n, x: nn.BatchNorm1d(2 * C).eval()(torch.cat([x.features, n.conv1(x).features], 1))  # noqa: E731
