@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,18 @@ from pointcloud.spconv_weights import kernel_one_as_stored, kernel_one_in_krsc, 
 from pointcloud.tensor import ConvAlgo, SparseConvTensor, check_algo
 
 Size = int | Sequence[int]
+
+
+class Deferral(Protocol):
+    """What `pointcloud.accelerate` gives a convolution, so that it computes only when its features are read."""
+
+    def takes(self, features: Tensor, residual: Tensor | None) -> bool:
+        """Whether this call may be put off."""
+
+    def begin(
+        self, conv: SparseConvolution, features: Tensor, map: KernelMap | None, residual: Tensor | None
+    ) -> Tensor:
+        """Features that are computed when they are read, with what followed the layer."""
 
 
 class SparseConvolution(SparseModule):
@@ -52,6 +64,7 @@ class SparseConvolution(SparseModule):
 
     Attributes:
         activation: "none" or "relu", applied last. Set where batch norm and ReLU are folded into the layer.
+        deferral: in an accelerated network, what puts the layer's computation off until its epilogue is known.
     """
 
     def __init__(
@@ -117,6 +130,7 @@ class SparseConvolution(SparseModule):
         self.record_voxel_count = record_voxel_count
         self.large_kernel_fast_algo = large_kernel_fast_algo
         self.activation = "none"
+        self.deferral: Deferral | None = None
         self.geometry = Geometry(
             "submanifold" if subm else "transposed" if transposed else "strided",
             tuple(self.kernel_size),
@@ -194,7 +208,10 @@ class SparseConvolution(SparseModule):
         if add_input is not None:
             check_same_coordinates(coordinates, add_input.coordinates)
             residual = add_input.features
-        out = self._convolve(input.features, map, residual)
+        if self.deferral is not None and self.deferral.takes(input.features, residual):
+            out = self.deferral.begin(self, input.features, map, residual)
+        else:
+            out = self.convolve((input.features,), map, self.output_first_weight, self.bias, residual, self.activation)
         count = self.get_max_num_voxels()
         if count is not None:
             count.clamp_(min=len(out))
@@ -218,33 +235,60 @@ class SparseConvolution(SparseModule):
         found = input.find_map(self.geometry, self.indice_key)
         return found.link.map, found.target, input.with_key(self.indice_key, found)
 
-    def _convolve(self, x: Tensor, map: KernelMap | None, residual: Tensor | None) -> Tensor:
-        x, weight, bias, residual = self._cast(x, self.output_first_weight, self.bias, residual)
+    def convolve(
+        self,
+        sources: Sequence[Tensor],
+        map: KernelMap | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        """Features [M, out_channels] of this layer with another weight, bias and activation.
+
+        Args:
+            sources: one tensor [N, in_channels], or several whose channels together are in_channels and which then are
+                read where they lie, as if they were concatenated (with groups 1).
+            map: None for a plain product.
+            weight, bias: in the shapes of the layer's own, the weight in the order of its shape.
+            residual: [M, out_channels], added before the activation.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        first, last = 0, len(sources) - 1
+        for index, x in enumerate(sources):
+            part = weight if last == 0 else weight[..., first : first + x.shape[1]]
+            residual = self._convolve(x, map, part, bias, residual, activation if index == last else "none")
+            first, bias = first + x.shape[1], None
+        assert residual is not None
+        return residual
+
+    def _convolve(
+        self,
+        x: Tensor,
+        map: KernelMap | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+    ) -> Tensor:
+        x, weight, bias, residual = self._cast(x, weight, bias, residual)
         taps = weight.flatten(1, -2)  # [Cout, K, Cin / groups]
         if self.groups == self.in_channels > 1 and map is not None:
             repeats = self.out_channels // self.in_channels
             wide = x.repeat_interleave(repeats, 1) if repeats > 1 else x
-            return self._finish(depthwise(wide, map, taps.squeeze(2).T), bias, residual)
+            return _finish(depthwise(wide, map, taps.squeeze(2).T), bias, residual, activation)
         if self.groups == 1 and map is not None:
-            return gather_gemm(x, map, taps.permute(1, 2, 0), bias, residual, self.activation)
+            return gather_gemm(x, map, taps.permute(1, 2, 0), bias, residual, activation)
+        if self.groups == 1:
+            return _finish(F.linear(x, taps.squeeze(1), bias), None, residual, activation)
         parts = []
         for part, group in zip(x.chunk(self.groups, 1), taps.chunk(self.groups)):
             if map is None:
                 parts.append(F.linear(part, group.squeeze(1)))
             else:
                 parts.append(gather_gemm(part.contiguous(), map, group.permute(1, 2, 0)))
-        return self._finish(parts[0] if len(parts) == 1 else torch.cat(parts, 1), bias, residual)
-
-    def _finish(self, out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if bias is not None:
-            out = out + bias
-        if residual is not None:
-            if residual.shape != out.shape:
-                raise ValueError(f"residual must be {describe(out)}, got {describe(residual)}")
-            out = out + residual
-        return out.relu() if self.activation == "relu" else out
+        return _finish(torch.cat(parts, 1), bias, residual, activation)
 
     def _cast(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -306,6 +350,20 @@ class SparseConvolution(SparseModule):
         if self.activation != "none":
             parts.append(f"activation={self.activation}")
         return ", ".join(parts)
+
+
+def _finish(out: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+    """act(out + bias + residual); `out` is fresh and, where nothing is to be differentiated, changed in place."""
+    if bias is not None:
+        out = out + bias
+    if residual is not None:
+        if residual.shape != out.shape:
+            raise ValueError(f"residual must be {describe(out)}, got {describe(residual)}")
+        alone = torch.is_grad_enabled() or residual.dtype != out.dtype
+        out = out + residual if alone else out.add_(residual)
+    if activation == "relu":
+        out = out.relu() if torch.is_grad_enabled() else out.relu_()
+    return out
 
 
 def sizes(value: Any, ndim: int, name: str, minimum: int) -> list[int]:

@@ -1,5 +1,7 @@
 """Gather-GEMM on the CPU: tiles of output rows, taps inside, register tiles of explicit SIMD innermost."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numba import njit
@@ -41,16 +43,29 @@ def gather_gemm(
     """fp32, and bf16 where the CPU multiplies it; fp16 and other bf16 pass through fp32, fp64 takes the reference."""
     if x.dtype == torch.float64:
         return reference.gather_gemm(x, table, weight, bias, residual, activation)
-    if x.dtype != torch.float32 and not (x.dtype == torch.bfloat16 and HAS_BF16_DOT):
+    if not packs(x.dtype):
         bias = None if bias is None else bias.float()
         residual = None if residual is None else residual.float()
         return gather_gemm(x.float(), weight.float(), bias, residual, activation, table, schedule).to(x.dtype)
+    return multiply(x, pack_weight(weight), weight.shape[2], bias, residual, activation, table, schedule)
+
+
+def multiply(
+    x: Tensor,
+    packed: np.ndarray,
+    c_out: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    table: Tensor,
+    schedule: Sequence[Tensor],
+) -> Tensor:
+    """The same for a weight that is packed, with c_out columns, in a dtype that `packs`."""
     half = x.dtype == torch.bfloat16
-    out = x.new_empty(table.shape[1], weight.shape[2])
+    out = x.new_empty(table.shape[1], c_out)
     if out.numel() == 0:
         return out
     rows = _even_channels(x) if half else x.contiguous()
-    packed = pack_weight(weight)
     start = np.zeros(packed.shape[2], np.float32)
     if bias is not None:
         start[: len(bias)] = bias.float().numpy()
@@ -74,6 +89,11 @@ def gather_gemm(
         *out.shape,
     )
     return out
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether products in a dtype read packed weights here."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(HAS_BF16_DOT))
 
 
 def pack_weight(weight: Tensor) -> np.ndarray:

@@ -123,7 +123,7 @@ def test_custom_forward_keeps_working(dtype: torch.dtype | None, device: str) ->
     assert fast.acceleration.batch_norms_left == ("norm", "a.1", "b.1")
     shared = "the convolution before it is used in several places"
     assert fast.acceleration.left == {
-        "norm": "no sparse convolution stands directly before it in a SparseSequential or nn.Sequential",
+        "norm": "no call has shown yet what it follows",
         "a.1": shared,
         "a.2": "the batch norm before it was left",
         "b.1": shared,
@@ -133,6 +133,9 @@ def test_custom_forward_keeps_working(dtype: torch.dtype | None, device: str) ->
     x = sphere(device=device)
     with torch.no_grad():
         expected, got = model(x, scale=2.0), fast(x, scale=2.0)
+    done = fast.acceleration
+    assert (done.batch_norms, done.activations, done.left, done.batch_norms_left) == (3, 2, {}, ())
+    assert done.changed == ["conv", "norm", "shared", "a.1", "a.2", "b.1"]
     tolerance = 1e-5 if dtype is None else 0.05
     for a, b in ((expected["logits"], got["logits"]), (expected["voxels"].features, got["voxels"].features)):
         assert b.dtype == torch.float32
