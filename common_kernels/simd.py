@@ -201,6 +201,20 @@ relu_row_bf16 = row_kernel(_HALF, _FLOAT, lambda builder, old, x: narrow_bf16(bu
 
 
 @intrinsic
+def prefetch(context, address):
+    """Ask for the cache line at an address that is read soon."""
+
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(ask, [builder.inttoptr(args[0], byte), I32(0), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def compress_valid(context, entries, n, source, slot):
     """Write the entries >= 0 and their positions one after the other; returns how many there are.
 

@@ -18,6 +18,7 @@ from common_kernels.simd import (
     add_row_bf16,
     copy_row,
     gemm_tile,
+    prefetch,
     relu_row,
     relu_row_bf16,
     round_row_bf16,
@@ -260,6 +261,10 @@ def _multiply_tiles(
             for i in range(n):
                 acc[i] = base + np.int64(slot[at + i]) * stride
                 src[i] = x + np.int64(source[at + i]) * x_stride
+                # Rows lie anywhere: the processor does not guess them, and fetches the lines behind the first two.
+                prefetch(src[i])
+                if x_stride > 64:
+                    prefetch(src[i] + 64)
             for i in range(n, n + TALLEST):
                 acc[i] = spare.ctypes.data
                 src[i] = x
