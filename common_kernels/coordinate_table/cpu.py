@@ -11,6 +11,7 @@ from torch import Tensor
 from common_kernels.threads import parallel_for
 
 _GRAIN = 1 << 13
+_FREE = np.uint32(0xFFFFFFFF)
 
 
 def build(keys: Tensor) -> Tensor:
@@ -59,24 +60,24 @@ def _insert(slots, keys):
 @njit(nogil=True, cache=True)
 def _find(rows, slots, keys, queries, foreign, begin, end):
     """Row of each query, -1 for none; a foreign table, whose rows are not among the keys or which is full, is told."""
-    capacity, n_keys = slots.shape[0], keys.shape[0]
+    capacity, n_keys = slots.shape[0], np.uint32(keys.shape[0])
     for m in range(begin, end):
         key = queries[m]
-        slot = first = _slot(key, capacity)
-        row = slots[slot]
-        while row >= 0:
-            if row >= n_keys:
-                foreign[0] = True
-                row = -1
-                break
-            if keys[row] == key:
-                break
+        slot = _slot(key, capacity)
+        # As an unsigned number, the -1 of a free slot is no row either: one comparison for both.
+        row = np.uint32(slots[slot])
+        turned = False
+        while row < n_keys and keys[row] != key:
             slot += 1
             if slot == capacity:
                 slot = 0
-            if slot == first:
-                foreign[0] = True
-                row = -1
-                break
-            row = slots[slot]
-        rows[m] = row
+                if turned:
+                    row = n_keys
+                    break
+                turned = True
+            row = np.uint32(slots[slot])
+        if row < n_keys:
+            rows[m] = row
+        else:
+            rows[m] = -1
+            foreign[0] |= row != _FREE

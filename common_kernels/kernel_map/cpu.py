@@ -70,9 +70,9 @@ def kernel_map(
 def transpose_table(table: Tensor, n_in: int) -> Tensor:
     """As `reference.transpose_table`."""
     out = torch.empty(table.shape[0], n_in, dtype=torch.int32)
-    beyond = np.zeros(1, np.bool_)
-    parallel_for(_transpose, table.shape[0], 1, table.contiguous().numpy(), out.numpy(), beyond)
-    if beyond[0]:
+    unusual = np.zeros(1, np.bool_)  # an entry that is neither a row nor -1
+    parallel_for(_transpose, table.shape[0], 1, table.contiguous().numpy(), out.numpy(), unusual)
+    if unusual[0] and int(table.max()) >= n_in:
         raise ValueError(f"table must name rows below the {n_in} input rows, got row {int(table.max())}")
     return out
 
@@ -305,13 +305,15 @@ def _walk_transposed(queries, keys, steps, width, query_rows, table, begin, end)
 
 
 @njit(nogil=True, cache=True)
-def _transpose(table, out, beyond, begin, end):
-    n_in = out.shape[1]
+def _transpose(table, out, unusual, begin, end):
+    n_in, others = np.uint32(out.shape[1]), np.uint32(0)
     for tap in range(begin, end):
         out[tap, :] = -1
         for row in range(table.shape[1]):
-            source = table[tap, row]
-            if 0 <= source < n_in:
+            source = np.uint32(table[tap, row])  # unsigned, -1 is too large as well
+            if source < n_in:
                 out[tap, source] = row
-            elif source >= n_in:
-                beyond[0] = True
+            else:
+                others |= ~source
+    if others != 0:
+        unusual[0] = True

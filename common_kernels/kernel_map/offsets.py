@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common_kernels.checks import check_device, describe
+from common_kernels.checks import INDEX_DTYPES, check_device, describe
 from common_kernels.coordinate_table import CoordinateTable
 from common_kernels.kernel_map import KernelMap, check_key_range, per_axis
 from common_kernels.kernel_map.reference import check_coords, check_unique, ravel, unravel
+from common_kernels.operators import operator
 
 REGIONS = ("cube", "cross")
 
@@ -71,26 +72,60 @@ def offset_map(
     taps = check_offsets(offsets, ndim).to(coords.device)
     grid, out_grid = per_axis(shape, ndim, "shape", 1), per_axis(target_shape, ndim, "target_shape", 1)
     steps = per_axis(stride, ndim, "stride", 1)
-    for each, limits in ((coords, grid), (targets, out_grid)):
-        check_key_range(limits, batch_size)
-        check_coords(each, limits, batch_size)
-    if targets is not coords:
-        check_unique(ravel(targets, out_grid))
-    keys = ravel(coords, grid)
+    same = targets is coords and max(steps) == 1 and torch.equal(taps, -taps.flip(0))
+    table = torch.ops.trisparse.offset_table(coords, targets, taps, grid, out_grid, steps, batch_size)
+    return KernelMap(table, coords.shape[0], targets, tuple(out_grid), symmetric=same, source=coords)
+
+
+@operator("offset_table")
+def _offset_table(
+    coords: Tensor,
+    targets: Tensor,
+    taps: Tensor,
+    shape: Sequence[int],
+    target_shape: Sequence[int],
+    stride: Sequence[int],
+    batch_size: int,
+) -> Tensor:
+    """The table [K, M] of `offset_map`. An operator, so that a traced graph checks its own coordinates."""
+    check_offsets(taps, len(shape))
+    keys = ravel(coords, shape)
+    check_coords(coords, shape, batch_size)
+    check_coords(targets, target_shape, batch_size)
     check_unique(keys)
+    if targets is not coords:
+        check_unique(ravel(targets, target_shape))
     known = CoordinateTable(keys)
-    table = coords.new_full((len(taps), len(targets)), -1, dtype=torch.int32)
+    table = coords.new_empty(len(taps), len(targets), dtype=torch.int32)
     base = targets.to(torch.int64, copy=True)
-    base[:, 1:] *= base.new_tensor(steps)
-    extent = base.new_tensor(grid)
+    base[:, 1:] *= base.new_tensor(stride)
+    extent = base.new_tensor(shape)
     for tap, found in zip(taps, table, strict=True):
         cells = base.clone()
         cells[:, 1:] += tap
         inside = ((cells[:, 1:] >= 0) & (cells[:, 1:] < extent)).all(1)
-        rows = known.lookup(torch.where(inside, ravel(cells, grid), -1))
-        found.copy_(rows)
-    same = targets is coords and max(steps) == 1 and torch.equal(taps, -taps.flip(0))
-    return KernelMap(table, len(coords), targets, tuple(out_grid), symmetric=same)
+        found.copy_(known.lookup(torch.where(inside, ravel(cells, shape), -1)))
+    return table
+
+
+@_offset_table.register_check
+def _(coords, targets, taps, shape, target_shape, stride, batch_size):  # type: ignore[no-untyped-def]
+    ndim = len(shape)
+    for name, each in (("coords", coords), ("targets", targets)):
+        if each.ndim != 2 or each.dtype not in INDEX_DTYPES or each.shape[1] != 1 + ndim:
+            raise ValueError(f"{name} must be int32 or int64 [N, {1 + ndim}], got {describe(each)}")
+    if taps.dtype != torch.int64 or taps.ndim != 2 or taps.shape[1] != ndim:
+        raise ValueError(f"taps must be int64 [K, {ndim}], got {describe(taps)}")
+    check_device("taps", taps, "coords", coords)
+    per_axis(stride, ndim, "stride", 1)
+    check_device("targets", targets, "coords", coords)
+    check_key_range(per_axis(shape, ndim, "shape", 1), batch_size)
+    check_key_range(per_axis(target_shape, ndim, "target_shape", 1), batch_size)
+
+
+@_offset_table.register_fake
+def _(coords, targets, taps, shape, target_shape, stride, batch_size):  # type: ignore[no-untyped-def]
+    return coords.new_empty(taps.shape[0], targets.shape[0], dtype=torch.int32)
 
 
 def reached_cells(

@@ -124,3 +124,29 @@ def test_a_grid_at_the_edge_of_the_keys() -> None:
     offsets = torch.tensor([[1, 0], [-1, 0], [0, 5]])
     found = offset_map(coords, [2**31 - 1] * 2, coords, [2**31 - 1] * 2, offsets, batch_size=1)
     assert found.table.tolist() == [[-1, 0], [1, -1], [-1, -1]]
+
+
+def test_opcheck() -> None:
+    arguments = (cells(9, [6, 5], 2, 6), cells(7, [3, 5], 2, 7), kernel_offsets(2, 2).long(), [6, 5], [3, 5], [2, 1], 2)
+    torch.library.opcheck(torch.ops.trisparse.offset_table.default, arguments)
+
+
+def test_a_traced_map_serves_other_clouds() -> None:
+    weight = torch.randn(5, 2, 3, requires_grad=True)
+
+    def multiply(x: torch.Tensor, coords: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        taps = torch.tensor([[0, 0], [0, 1], [1, 0], [3, 2], [-1, -2]])
+        return gather_gemm(x, offset_map(coords, [9, 9], targets, [9, 9], taps, batch_size=1), weight)
+
+    def given(n: int, m: int, batch: int = 1) -> tuple[torch.Tensor, ...]:
+        return torch.randn(n, 2, requires_grad=True), cells(n, [9, 9], batch, n), cells(m, [9, 9], 1, m), weight
+
+    traced = torch.jit.trace(multiply, given(30, 20), check_trace=False)
+    for n, m in ((30, 20), (5, 70), (81, 3)):
+        inputs = given(n, m)
+        out, expected = traced(*inputs), multiply(*inputs)
+        assert torch.equal(out, expected)
+        grads = [torch.autograd.grad(each.square().sum(), (inputs[0], weight)) for each in (out, expected)]
+        torch.testing.assert_close(*grads)
+    with pytest.raises(Exception, match="coords must lie in batch_size 1"):
+        traced(*given(90, 20, batch=2))
