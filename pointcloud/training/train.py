@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from pointcloud.training.augment import augment
 from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
+from pointcloud.training.schedule import learning_rate
 
 # Steps between two checkpoints: some minutes of training.
 CHECKPOINT_EVERY = 100
@@ -113,12 +113,6 @@ def evaluate(model: nn.Module, recipe: Recipe, *, progress: bool = True) -> dict
         "mean_iou_by_sensor": {sensor: round(c.mean_iou(), 4) for sensor, c in by_sensor.items()},
         "sweeps": recipe.test_sweeps,
     }
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """Factor on the learning rate: a tenth of the steps of linear warm-up, then half a cosine to zero."""
-    warm_up = max(1, steps // 10)
-    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
 
 
 def class_weights(sweeps: list[Sweep]) -> Tensor:
