@@ -90,8 +90,9 @@ def adapt(
     Example:
         >>> import pointcloud
         >>> from pointcloud.simulate import simulate_sweep
+        >>> from pointcloud.training import adapt
         >>> sweep = simulate_sweep(seed=3, sensor="hdl32").to_cloud()
-        >>> done = pointcloud.training.adapt(pointcloud.load_pretrained("minkunet14-streets"), [sweep], steps=2)
+        >>> done = adapt(pointcloud.load_pretrained("minkunet14-streets"), [sweep], steps=2)
         >>> done.activation_bytes < 0.4 * done.full_activation_bytes
         True
     """

@@ -21,6 +21,7 @@ from pointcloud.pretrained import ModelCard, round_like_saved
 from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
 from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
 from pointcloud.training.augment import augment
+from pointcloud.training.batches import majority, weights_of
 from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
@@ -117,17 +118,12 @@ def evaluate(model: nn.Module, recipe: Recipe, *, progress: bool = True) -> dict
 
 def class_weights(sweeps: list[Sweep]) -> Tensor:
     """[C]: each class's share to the power of -0.3, mean 1 over the points."""
-    counts = np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0)
-    share = torch.from_numpy(np.maximum(counts, 1) / counts.sum())
-    weights = share**-0.3
-    return (weights / (weights * share).sum()).float()
+    return weights_of(np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0))
 
 
 def voxel_labels(labels: Tensor, point_to_voxel: Tensor, n_voxels: int) -> Tensor:
     """The most frequent label of each voxel's points, [M]; the lower label where two are as frequent."""
-    n = len(CLASSES)
-    counts = torch.bincount(point_to_voxel * n + labels, minlength=n_voxels * n)
-    return counts.view(n_voxels, n).argmax(1)
+    return majority(labels, point_to_voxel, n_voxels, len(CLASSES))
 
 
 def _simulate(recipe: Recipe, n: int, first_seed: int) -> Iterable[Sweep]:
