@@ -165,7 +165,11 @@ def _(x, grad, table, *_):
 
 def _setup(ctx, inputs, output) -> None:
     x, weight, bias, residual, activation, table, schedule, transposed, transposed_schedule, mirrored = inputs
-    ctx.save_for_backward(x, weight, output if activation == "relu" else None, table, transposed)
+    # Each operand serves the other's gradient only: a frozen weight needs no input kept, a given input no weight.
+    for_x, for_weight = ctx.needs_input_grad[:2]
+    kept = (x if for_weight else None, weight if for_x else None, output if activation == "relu" else None)
+    ctx.save_for_backward(*kept, table, transposed)
+    ctx.weight_dtype = weight.dtype
     ctx.schedules, ctx.mirrored = (schedule, transposed_schedule), mirrored
     ctx.needs = (bias is not None, residual is not None)
 
@@ -185,7 +189,7 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[1]:
         grad_weight = torch.ops.trisparse.gather_gemm_weight_grad(
             x, grad, table, schedule, transposed, transposed_schedule, ctx.mirrored
-        ).to(weight.dtype)
+        ).to(ctx.weight_dtype)
     grad_bias = (
         grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype) if ctx.needs[0] else None
     )

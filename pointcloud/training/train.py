@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,9 +21,11 @@ from pointcloud.pretrained import ModelCard, round_like_saved
 from pointcloud.segment import N_FEATURES, Segmenter, brightness, sweep_voxels
 from pointcloud.simulate import CLASSES, Sweep, simulate_sweep
 from pointcloud.training.augment import augment
+from pointcloud.training.batches import majority, weights_of
 from pointcloud.training.losses import lovasz_softmax
 from pointcloud.training.metrics import Confusion
 from pointcloud.training.recipe import Recipe
+from pointcloud.training.schedule import learning_rate
 
 # Steps between two checkpoints: some minutes of training.
 CHECKPOINT_EVERY = 100
@@ -115,25 +116,14 @@ def evaluate(model: nn.Module, recipe: Recipe, *, progress: bool = True) -> dict
     }
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Factor on the learning rate: a tenth of the steps of linear warm-up, then half a cosine to zero."""
-    warm_up = max(1, steps // 10)
-    return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
-
-
 def class_weights(sweeps: list[Sweep]) -> Tensor:
     """[C]: each class's share to the power of -0.3, mean 1 over the points."""
-    counts = np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0)
-    share = torch.from_numpy(np.maximum(counts, 1) / counts.sum())
-    weights = share**-0.3
-    return (weights / (weights * share).sum()).float()
+    return weights_of(np.sum([np.bincount(sweep.labels, minlength=len(CLASSES)) for sweep in sweeps], 0))
 
 
 def voxel_labels(labels: Tensor, point_to_voxel: Tensor, n_voxels: int) -> Tensor:
     """The most frequent label of each voxel's points, [M]; the lower label where two are as frequent."""
-    n = len(CLASSES)
-    counts = torch.bincount(point_to_voxel * n + labels, minlength=n_voxels * n)
-    return counts.view(n_voxels, n).argmax(1)
+    return majority(labels, point_to_voxel, n_voxels, len(CLASSES))
 
 
 def _simulate(recipe: Recipe, n: int, first_seed: int) -> Iterable[Sweep]:

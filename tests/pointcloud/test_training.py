@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -282,7 +282,6 @@ def test_the_command_continues_and_tidies_up(
     command = ["-o", str(output), "--steps", "2"]
     monkeypatch.setattr(beams, "SENSORS", {"small": SENSOR})
     monkeypatch.setattr(train_command, "Recipe", lambda: recipe(sensors=("small",)))
-    monkeypatch.setattr(train_command, "fields", lambda _: fields(Recipe))
     monkeypatch.setattr(train_file, "CHECKPOINT_EVERY", 1)
     small = [f"--{name}={getattr(recipe(), name)}" for name in ("width", "train_sweeps", "test_sweeps", "voxel_size")]
     command += [argument.replace("_", "-") for argument in small]
