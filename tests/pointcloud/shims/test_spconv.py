@@ -202,3 +202,69 @@ def test_features_of_voxels_go_back_to_points() -> None:
         assert torch.equal(sp.utils.gather_features_by_pc_voxel_id(values, index, invalid), expected)
     none = sp.utils.gather_features_by_pc_voxel_id(values[:0], torch.tensor([-1]))
     assert torch.equal(none, torch.zeros(1, 2))
+
+
+class DetectorTail(nn.Module):
+    """The end of a fully sparse detector: three scales in one tensor, its height summed, written for spconv.
+
+    It scales indices in place, gives a tensor other rows before other indices, and then flattens the grid.
+    """
+
+    def __init__(self, lib) -> None:
+        super().__init__()
+        self.first = lib.SubMConv3d(3, 8, 3, bias=False, indice_key="s1")
+        self.down = nn.ModuleList(
+            lib.SparseSequential(
+                lib.SparseConv3d(8, 8, 3, 2, 1, bias=False, indice_key=f"d{i}"), nn.BatchNorm1d(8), nn.ReLU()
+            )
+            for i in range(2)
+        )
+        self.flat = lib.SubMConv2d(8, 4, 3, bias=False, indice_key="flat")
+        self.lib = lib
+
+    def forward(self, x):
+        x = self.first(x)
+        scales = [x]
+        for down in self.down:
+            scales.append(down(scales[-1]))
+        for factor, each in zip((2, 4), scales[1:]):
+            each.indices[:, 1:] *= factor
+        x = x.replace_feature(torch.cat([each.features for each in scales]))
+        x.indices = torch.cat([each.indices for each in scales])
+        cells, inverse = torch.unique(x.indices[:, [0, 2, 3]], dim=0, return_inverse=True)
+        features = x.features.new_zeros(len(cells), x.features.shape[1]).index_add(0, inverse, x.features)
+        return self.flat(self.lib.SparseConvTensor(features, cells, [s + 4 for s in x.spatial_shape[1:]], x.batch_size))
+
+
+class EncoderOnly(nn.Module):
+    """A U-Net's encoder whose features become means of the samples: rows without coordinates."""
+
+    def __init__(self, lib) -> None:
+        super().__init__()
+        self.stem = lib.SubMConv3d(3, 8, 5, padding=1, bias=False, indice_key="stem")
+        self.down = lib.SparseSequential(
+            lib.SparseConv3d(8, 12, 2, 2, bias=False, indice_key="spconv1"), nn.BatchNorm1d(12)
+        )
+        self.final = lib.Identity()
+
+    def forward(self, x):
+        x = self.down(self.stem(x))
+        batch = x.indices[:, 0].long()
+        total = x.features.new_zeros(x.batch_size, 12).index_add(0, batch, x.features)
+        return self.final(x.replace_feature(total / torch.bincount(batch)[:, None]))
+
+
+@pytest.mark.parametrize("network", [DetectorTail, EncoderOnly])
+@pytest.mark.usefixtures("one_thread")
+def test_code_that_sets_rows_and_indices(x: pc.SparseConvTensor, network: type[nn.Module]) -> None:
+    theirs_lib = pytest.importorskip("spconv.pytorch", reason="spconv is not installed")
+    ours, theirs = network(sp), network(theirs_lib)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    with torch.no_grad():
+        expected = theirs(theirs_lib.SparseConvTensor(x.features, x.indices.clone(), x.spatial_shape, x.batch_size))
+        got = ours(pc.SparseConvTensor(x.features, x.indices.clone(), x.spatial_shape, x.batch_size))
+    if network is DetectorTail:
+        assert torch.equal(got.indices, expected.indices)
+    torch.testing.assert_close(got.features, expected.features, rtol=1e-4, atol=1e-5)
+    ours(pc.SparseConvTensor(x.features, x.indices.clone(), x.spatial_shape, x.batch_size)).features.sum().backward()
+    assert all(parameter.grad is not None for parameter in ours.parameters())
