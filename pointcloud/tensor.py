@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields, make_dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx import ProxyableClassMeta
+from torch.fx import Proxy
 
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map.reference import check_coords
@@ -36,7 +37,17 @@ class ConvAlgo(Enum):
     MaskSplitImplicitGemm = 2
 
 
-class SparseConvTensor(metaclass=ProxyableClassMeta):  # so that torch.fx can trace the making of one
+class _Traceable(type):
+    """Metaclass whose calls are nodes of a torch.fx graph. torch's own for this logs a warning at the first call."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Proxy):
+                return value.tracer.create_proxy("call_function", cls, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+class SparseConvTensor(metaclass=_Traceable):
     """Features at some cells of a batch of grids.
 
     Tensors with the same coordinates share one `coordinates` object and so the kernel maps found over them.
@@ -73,6 +84,14 @@ class SparseConvTensor(metaclass=ProxyableClassMeta):  # so that torch.fx can tr
     thrust_allocator = None
     force_algo = None
     int8_scale = None
+
+    # DDP and FSDP find the tensors of a module's output in its dataclass fields, and remake it from them.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]] = {
+        field.name: field
+        for field in fields(
+            make_dataclass("Fields", ("features", "indices", "spatial_shape", "batch_size", "indice_dict"))
+        )
+    }
 
     def __init__(
         self,

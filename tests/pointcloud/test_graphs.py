@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -111,3 +113,24 @@ def test_checkpointing(x: pc.SparseConvTensor, reentrant: bool) -> None:
         apply(features).square().sum().backward()
         grads.append(features.grad)
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+def test_ddp_finds_the_features(x: pc.SparseConvTensor, options: dict[str, bool], tmp_path: Path) -> None:
+    """A parameter is unused only if it is: DDP looks for the graph in the output."""
+    net = pc.SparseSequential(pc.SubMConv3d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(net, **options)
+        for _ in range(2):
+            parallel.zero_grad()
+            parallel(x).features.square().sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in net.parameters())
+
+
+def test_remade_of_its_fields(x: pc.SparseConvTensor) -> None:
+    y = pc.SparseConv3d(3, 3, 2, 2, indice_key="d")(x)
+    again = dataclasses.replace(y, features=y.features.double())
+    assert again.features.dtype == torch.float64 and again.indices is y.indices and again.indice_dict is y.indice_dict
