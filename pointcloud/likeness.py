@@ -23,7 +23,7 @@ _NEAR, _LEAST_NEAR = (
     15.0,
     0.4,
 )  # metres around the sensor, where its beams meet the ground, and the share of points there
-_SEVERAL_DEPTHS = 0.2  # share of directions
+_SEVERAL_DEPTHS = 0.25  # share of directions
 
 
 Array = npt.NDArray[Any]
@@ -80,7 +80,8 @@ def _sample(n: int, wanted: int) -> Tensor:
 
 def _place(cloud: PointCloud, xyz: Array) -> list[str]:
     """What is wrong with the coordinates; where they are in another unit or far away, only that."""
-    low, high = np.percentile(xyz, (1, 99), axis=0)
+    ordered = np.sort(xyz.T.astype(np.float32))
+    low, high = (ordered[:, int(share * (len(xyz) - 1))].astype(np.float64) for share in (0.01, 0.99))
     extent = high - low
     width = float(extent[:2].max())
     if width > 2 * _FARTHEST:
@@ -114,7 +115,7 @@ def _ground(xyz: Array, outdoors: bool) -> list[str]:
         return [
             f"the ground is at z = {z.position:.1f} m: it must be 1 to 4 m below the sensor, which is at the origin"
         ]
-    share = share_of_depths(directions)
+    share = share_of_depths(directions, 1.0)
     if share > _SEVERAL_DEPTHS:
         return [
             f"{100 * share:.0f} % of the directions from the origin meet points at several depths: the sensor must "
