@@ -18,7 +18,7 @@ _FEWEST_POINTS, _DENSEST = 4000, 8.0  # points beyond the sensor's car; of them 
 DENSITY_VOXEL = 0.15  # metres
 _FARTHEST, _NARROWEST = 600.0, 25.0  # metres
 _HIGHEST_GROUND, _LOWEST_GROUND = -0.9, -4.0  # metres from the sensor
-_SAMPLE = 10_000
+_SAMPLE = 5_000
 _NEAR, _LEAST_NEAR = (
     15.0,
     0.4,
@@ -51,15 +51,14 @@ def unlike_a_sweep(cloud: PointCloud, *, voxels: int | None = None, min_range: f
     """
     if not len(cloud):
         return []
-    kept = cloud.xyz.square().sum(1) >= min_range**2
-    n_kept = int(kept.count_nonzero())
+    rows = (cloud.xyz.square().sum(1) >= min_range**2).nonzero().squeeze(1)
+    n_kept = len(rows)
     if n_kept < 0.5 * len(cloud):
         share = 100 * (1 - n_kept / len(cloud))
         return [
             f"{share:.0f} % of the points lie within {min_range:g} m of the origin, where the sensor and its car are: "
             "coordinates must be in metres"
         ]
-    rows = kept.nonzero().squeeze(1)
     xyz = cloud.xyz[rows[_sample(n_kept, _SAMPLE).to(rows.device)]].detach().cpu().numpy().astype(np.float64)
     reasons = _place(cloud, xyz)
     if n_kept < _FEWEST_POINTS:

@@ -56,7 +56,7 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
     ("on the ground", lambda xyz: xyz + torch.tensor([0.0, 0, 1.8]), "the ground is at z = 0.0 m"),
     ("aircraft", lambda xyz: xyz - torch.tensor([0.0, 0, 60]), "0 % of the points lie within 15 m of the origin"),
     ("aside", lambda xyz: xyz + torch.tensor([20.0, 20, 0]), "within 15 m of the origin, where the sensor must stand"),
-    ("map", lambda xyz: xyz + torch.tensor([4000.0, -7000, 0]), "it lies around x, y = 3,996, -6,9"),
+    ("map", lambda xyz: xyz + torch.tensor([4000.0, -7000, 0]), "it lies around x, y = "),
 ]
 
 
