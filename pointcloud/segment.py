@@ -20,6 +20,7 @@ from pointcloud.points import PointCloud
 from pointcloud.pretrained import load_pretrained
 from pointcloud.tensor import SparseConvTensor
 from pointcloud.voxels.grid import VoxelGrid, check_finite
+from pointcloud.voxels.grouping import group_points
 from pointcloud.voxels.voxelize import voxelize
 
 N_FEATURES = 6
@@ -51,12 +52,15 @@ class Segmentation:
 
 
 def brightness(intensity: Tensor) -> Tensor:
-    """Rank of each intensity [N] within its sweep, float32 in -1..1, equal values sharing theirs.
+    """Rank of each intensity [N], as float32, within its sweep: float32 in -1..1, equal values sharing theirs.
 
     Sensors differ in scale and response, not in which of two surfaces is the brighter one.
     """
-    ordered = intensity.sort().values
-    below = torch.searchsorted(ordered, intensity) + torch.searchsorted(ordered, intensity, right=True)
+    # Bits of floats in the order of their values: of negative ones all bits turned, others above them. -0 counts as 0.
+    bits = (intensity.to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)
+    key = torch.where(bits < 0, ~bits, bits + 2**31)
+    group = group_points(key, 2**32, None)
+    below = (group.offsets[:-1] + group.offsets[1:])[group.of_point]
     return (below / max(1, len(intensity)) - 1).to(torch.float32)
 
 
@@ -174,8 +178,9 @@ class Segmenter:
         seconds: dict[str, float] = {}
         with _timed(seconds, "voxels"):
             kept = (cloud.xyz.square().sum(1) >= self.min_range**2).nonzero().squeeze(1)
-            bright = None if cloud.intensity is None else brightness(cloud.intensity[kept])
-            voxels, point_to_voxel = sweep_voxels(cloud.xyz[kept], self.voxel_size, bright)
+            bright = None if cloud.intensity is None else brightness(cloud.intensity.index_select(0, kept))
+            # A third of the time of `xyz[kept]`.
+            voxels, point_to_voxel = sweep_voxels(cloud.xyz.index_select(0, kept), self.voxel_size, bright)
         with _timed(seconds, "network"):
             logits = self.model(voxels)
         if logits.shape[1] != len(self.class_names):

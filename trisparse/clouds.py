@@ -18,7 +18,8 @@ import torch
 import pointcloud
 from common_models.dtypes import name_of
 from common_models.files import replace_atomically
-from pointcloud.picture import class_colors, draw_labels
+from pointcloud.likeness import DENSITY_VOXEL, unlike_a_sweep
+from pointcloud.picture import UNLABELLED, class_colors, draw_labels
 from pointcloud.segment import Segmentation, Segmenter
 from trisparse import terminal, zoo
 from trisparse.dtypes import for_accelerate
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".bin", ".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts")
 # Name in the folder of results, with `.progress` after it, of what an unfinished run keeps for the next one.
 PROGRESS = "trisparse-segment"
-_UNLABELLED = (84, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Result:
     cloud: pointcloud.PointCloud
     segmentation: Segmentation
     seconds: dict[str, float] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
 
 def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
@@ -98,6 +99,7 @@ def run(jobs: Sequence[Job], options: SegmentOptions) -> int:
                 if progress is not None:
                     with stop.later():
                         progress.set_mark({"cloud": str(job.source)})
+                warn(result, job)
                 _tell(result, job, segmenter(), jobs)
         except (KeyboardInterrupt, OSError) as error:
             kept = progress is not None and done > 0
@@ -165,6 +167,14 @@ def _tell(result: Result, job: Job, segmenter: Segmenter, jobs: Sequence[Job]) -
     print(f"{place}: {len(result.cloud):,} points, {total}: {found}", flush=True)
 
 
+def warn(result: Result, job: Job) -> None:
+    """One line on stderr for a cloud whose labels may be wrong since it is not what the network learned from."""
+    if result.doubts:
+        terminal.complain(
+            f"{job.source}: labelled, but not like a sweep of a street: {'; '.join(result.doubts)}", kind="warning"
+        )
+
+
 def load_segmenter(name_or_path: str, dtype: str) -> Segmenter:
     """A segmenter with the accelerated network, its kernels compiled.
 
@@ -211,6 +221,9 @@ def label(
     """Label a cloud and write what the job asks for; each file appears whole or not at all. `seconds`: spent so far."""
     found = segmenter(cloud)
     seconds = {**seconds, **found.seconds}
+    with _timed(seconds, "check"):
+        voxels = found.voxels if segmenter.voxel_size == DENSITY_VOXEL else None
+        doubts = unlike_a_sweep(cloud, voxels=voxels, min_range=segmenter.min_range)
     if job.output is not None:
         with _timed(seconds, "write"):
             pointcloud.write_ply(job.output, cloud, found.labels, point_colors(found))
@@ -219,12 +232,12 @@ def label(
             title = title or job.source.name
             with replace_atomically(job.picture) as partial:
                 draw_labels(cloud, found.labels, found.class_names, path=partial, title=title)
-    return Result(cloud, found, seconds)
+    return Result(cloud, found, seconds, doubts)
 
 
 def point_colors(found: Segmentation) -> torch.Tensor:
     """uint8 [N, 3], the colours of the picture."""
-    palette = np.concatenate([class_colors(found.class_names), np.array([_UNLABELLED], dtype=np.uint8)])
+    palette = np.concatenate([class_colors(found.class_names), np.array([UNLABELLED], dtype=np.uint8)])
     return torch.from_numpy(palette)[found.labels.cpu()]  # -1, unlabelled, is the last
 
 

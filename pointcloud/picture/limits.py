@@ -31,19 +31,32 @@ class Directions:
 def is_sweep(directions: Directions) -> bool:
     """Whether the cloud looks like what one sensor at the origin sees: ground below it, one depth per direction."""
     away = directions.distance > 0.5
-    azimuth, elevation, distance = directions.azimuth[away], directions.elevation[away], directions.distance[away]
-    if len(distance) < 100 or (elevation < 0).mean() < 0.1:
+    directions = Directions(directions.azimuth[away], directions.elevation[away], directions.distance[away])
+    if len(directions.distance) < 100 or (directions.elevation < 0).mean() < 0.1:
         return False
-    low, high = np.percentile(elevation, (1, 99))
+    low, high = np.percentile(directions.elevation, (1, 99))
     if low < -60 or high > 60:
         return False
-    # Cells of half a degree; azimuth may be 180 itself, elevation 90.
-    cell = np.floor((azimuth + 180) * 2).astype(np.int64) * 361 + np.floor((elevation + 90) * 2).astype(np.int64)
-    nearest, farthest = np.full(721 * 361, np.inf), np.zeros(721 * 361)
-    np.minimum.at(nearest, cell, distance)
-    np.maximum.at(farthest, cell, distance)
-    shared = np.bincount(cell, minlength=721 * 361) > 1
-    return not shared.any() or float((farthest > 1.5 * nearest)[shared].mean()) < 0.35
+    return share_of_depths(directions) < 0.35
+
+
+def share_of_depths(directions: Directions, cell: float = 0.5) -> float:
+    """Of the directions (squares of `cell` degrees) with several points, the share with points at several depths.
+
+    Depths are several where the farthest is at least half as far again as the nearest. 0 where no direction has several
+    points, as for a sensor at the origin that looks at its world once.
+    """
+    azimuth, elevation, distance = directions.azimuth, directions.elevation, directions.distance
+    # Azimuth may be 180 itself, elevation 90.
+    across, down = int(360 / cell) + 1, int(180 / cell) + 1
+    square = np.floor((azimuth + 180) / cell).astype(np.int64) * down + np.floor((elevation + 90) / cell).astype(
+        np.int64
+    )
+    nearest, farthest = np.full(across * down, np.inf), np.zeros(across * down)
+    np.minimum.at(nearest, square, distance)
+    np.maximum.at(farthest, square, distance)
+    shared = np.bincount(square, minlength=across * down) > 1
+    return float((farthest > 1.5 * nearest)[shared].mean()) if shared.any() else 0.0
 
 
 def bev_limits(xyz: Array, width: int, height: int) -> tuple[float, float, float, float]:

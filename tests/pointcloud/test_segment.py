@@ -54,6 +54,16 @@ def test_brightness_is_the_rank_whatever_the_scale() -> None:
     assert brightness(torch.empty(0)).shape == (0,)
 
 
+def test_brightness_counts_the_darker_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), 1e-42, -1e-42])
+    for intensity in (torch.randn(200, generator=generator), torch.randint(-3, 9, (300,), generator=generator), odd):
+        values = intensity.double()[:, None]
+        darker, equal = (values.T < values).sum(1), (values.T == values).sum(1)
+        expected = ((2 * darker + equal) / len(values) - 1).float()
+        torch.testing.assert_close(brightness(intensity), expected)
+
+
 def test_every_point_gets_the_label_of_its_voxel(device: str) -> None:
     cloud = street().to(device)
     found = segmenter()(cloud)

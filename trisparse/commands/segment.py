@@ -63,6 +63,9 @@ def segment(
 ) -> int:
     """Label every point of LiDAR sweeps: sensor at the origin, z up, metres.
 
+    A cloud that is not like a sweep of a street (a room, another unit, another place of the sensor, no intensity) is
+    labelled, with a warning that says why on stderr.
+
     A run over several clouds that was stopped continues where it stopped when the same command is given again.
 
     Exit code 0 where all clouds were labelled, 1 where some or all of them failed, 2 for a command that cannot work.

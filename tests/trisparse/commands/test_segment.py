@@ -20,6 +20,7 @@ pytest.importorskip("typer")
 pytest.importorskip("safetensors")
 
 import pointcloud
+import pointcloud.simulate
 from pointcloud.io import SUFFIXES as READABLE
 from pointcloud.segment import Segmenter
 from trisparse import clouds, load_pretrained
@@ -65,7 +66,7 @@ def test_labels_are_those_of_the_network(trisparse: Run, model: Path, cloud: Pat
 
 
 def test_picture(trisparse: Run, model: Path, cloud: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
     image = pytest.importorskip("PIL.Image")
     result = trisparse("segment", cloud, "--picture", tmp_path / "out.png", "--model", model)
     assert result.exit_code == 0, result.stderr
@@ -104,7 +105,7 @@ def test_columns_and_format(trisparse: Run, model: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("points", "text"), [(0, "0 points, 0 voxels"), (1, "1 points, 1 voxels")])
 def test_hardly_any_points(trisparse: Run, model: Path, tmp_path: Path, points: int, text: str) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
     path, out = tmp_path / "cloud.ply", tmp_path / "out.ply"
     pointcloud.write_ply(path, pointcloud.PointCloud(torch.full((points, 3), 5.0)))
     result = trisparse("segment", path, "-o", out, "--picture", tmp_path / "out.png", "--model", model)
@@ -378,3 +379,39 @@ def test_what_goes_wrong_after_reading(
     assert result.exit_code == code and words in result.stderr, result.output
     assert trisparse(*command).exit_code == 0
     assert names(out) == ["0.bin.ply", "1.bin.ply", "2.bin.ply"]
+
+
+def test_a_cloud_unlike_a_sweep_is_labelled_with_a_warning(
+    trisparse: Run, model: Path, cloud: Path, tmp_path: Path
+) -> None:
+    room = tmp_path / "room.ply"
+    pointcloud.write_ply(room, pointcloud.PointCloud(torch.rand(5000, 3) * 6))
+    out = tmp_path / "out"
+    result = trisparse("segment", room, cloud, "-o", out, "--model", model)
+    assert result.exit_code == 0 and len(list(out.glob("*.ply"))) == 2
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("trisparse: warning: ")]
+    assert len(warnings) == 2 and "room.ply: labelled, but not like a sweep" in warnings[0]
+    assert "wide, as a room" in warnings[0] and "no intensity" in warnings[0]
+    assert "street.bin" in warnings[1] and "it has 800 points" in warnings[1]
+
+
+def test_a_sweep_is_labelled_without_a_word(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.ply"
+    pointcloud.write_ply(sweep, pointcloud.simulate.simulate_sweep(1, "hdl32").to_cloud())
+    result = trisparse("segment", sweep, "--model", model)
+    assert result.exit_code == 0
+    assert [line for line in result.stderr.splitlines() if not line.startswith("compiling")] == []
+
+
+def test_nothing_is_loaded_that_a_cloud_does_not_need(cloud: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom trisparse.cli import app\n"
+        "try: app(sys.argv[1:])\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'matplotlib', 'pandas', 'laspy', 'rich', 'onnx', 'transformers', 'video', 'nlp'}\n"
+        "print(sorted(heavy & {*sys.modules}))"
+    )
+    arguments = ["segment", cloud, "-o", tmp_path / "a.ply", "--picture", tmp_path / "a.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
