@@ -24,7 +24,7 @@ def test_a_small_unet_trains() -> None:
     x = torchsparse.SparseTensor(torch.randn(40, 4), coords)
     stem = nn.Sequential(spnn.Conv3d(4, 8, 3), spnn.BatchNorm(8), spnn.ReLU(True))
     down = nn.Sequential(spnn.Conv3d(8, 8, 2, 2), spnn.GroupNorm(2, 8), spnn.LeakyReLU())
-    up = nn.Sequential(spnn.Conv3d(8, 8, 2, 2, transposed=True), spnn.InstanceNorm(8, affine=True), spnn.SiLU())
+    up = nn.Sequential(spnn.Conv3d(8, 8, 2, 2, transposed=True), spnn.InstanceNorm(40), spnn.SiLU())
     skip = stem(x)
     y = torchsparse.cat([up(down(skip)), skip])
     assert y.feats.shape == (40, 16) and y.coords is x.coords
