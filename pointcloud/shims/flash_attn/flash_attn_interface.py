@@ -1,8 +1,8 @@
 """The argument lists of flash_attn 2; what cannot be honoured is refused by name.
 
 `softmax_scale`, `causal`, grouped queries and `alibi_slopes` (with `causal`) are honoured; `window_size` where it is
-the same on both sides or causal; `dropout_p`, `softcap` and `return_attn_probs` only at their defaults.
-`deterministic` is always so.
+the same on both sides or causal; `dropout_p`, `softcap` and `return_attn_probs` only at their defaults. Results are
+always deterministic.
 """
 
 from __future__ import annotations
