@@ -201,7 +201,14 @@ def read(job: Job, options: SegmentOptions) -> tuple[pointcloud.PointCloud, dict
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        cloud = pointcloud.read_points(job.source, options.format, options.columns, invalid=options.invalid)
+        cloud = pointcloud.read_points(
+            job.source,
+            options.format,
+            options.columns,
+            dtype=options.values,
+            byte_order=options.byte_order,
+            invalid=options.invalid,
+        )
     return cloud, seconds
 
 

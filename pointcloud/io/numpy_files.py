@@ -60,7 +60,7 @@ def _read_array(path: Path, file: IO[bytes], size: int, name: str) -> Array:
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def name_columns(path: Path, rows: Array, names: Sequence[str] | None) -> Columns:
+def name_columns(path: Path, rows: Array, names: Sequence[str] | None, text: bool = False) -> Columns:
     """Columns of an array [N, C], or of a structured array [N] whose fields carry names."""
     if rows.dtype.names is not None:
         if names is not None:
@@ -75,7 +75,7 @@ def name_columns(path: Path, rows: Array, names: Sequence[str] | None) -> Column
             f"{path}: expected an array of numbers [N, C] with C >= 3, got {rows.dtype} {list(rows.shape)}"
         )
     if names is None:
-        names = guess_names(rows)
+        names = guess_names(rows, text)
         if names is None:
             raise ValueError(
                 f"{path}: cannot tell the {rows.shape[1]} columns; pass columns=, for example columns='x y z intensity'"

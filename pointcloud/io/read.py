@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pointcloud.io.columns import Columns, build_cloud, parse_columns
-from pointcloud.io.files import check_file
+from pointcloud.io.files import check_file, check_pointer
 from pointcloud.io.las import read_las
 from pointcloud.io.numpy_files import read_npy, read_npz
 from pointcloud.io.pcd import read_pcd
 from pointcloud.io.ply import read_ply
-from pointcloud.io.raw import KITTI, NUSCENES, read_labels, read_raw
+from pointcloud.io.raw import PRESETS, check_values, read_labels, read_raw
 from pointcloud.io.text import read_text
 from pointcloud.points import PointCloud
 
@@ -21,13 +21,11 @@ SUFFIXES = {
     ".pcd.bin": "nuscenes", ".bin": "bin", ".pcd": "pcd", ".ply": "ply", ".las": "las", ".laz": "las",
     ".npy": "npy", ".npz": "npz", ".txt": "text", ".xyz": "text", ".csv": "text", ".pts": "text",
 }  # fmt: skip
-FORMATS = ("kitti", "nuscenes", "bin", "pcd", "ply", "las", "npy", "npz", "text")
+FORMATS = (*PRESETS, "bin", "pcd", "ply", "las", "npy", "npz", "text")
 
 _Names = Sequence[str] | None
+_RAW = (*PRESETS, "bin")
 _UNNAMED: dict[str, Callable[[Path, _Names], Columns]] = {
-    "kitti": lambda path, names: read_raw(path, names or KITTI, detect=False),
-    "nuscenes": lambda path, names: read_raw(path, names or NUSCENES, detect=False),
-    "bin": lambda path, names: read_raw(path, names, detect=names is None),
     "npy": read_npy,
     "npz": read_npz,
     "text": read_text,
@@ -50,14 +48,19 @@ def read_points(
     format: str | None = None,
     columns: str | Sequence[str] | None = None,
     *,
+    dtype: str | None = None,
+    byte_order: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     invalid: str = "error",
 ) -> PointCloud:
     """Read a cloud: .bin (KITTI, nuScenes, plain float32), .pcd, .ply, .las, .laz, .npy, .npz, .txt, .xyz, .csv, .pts.
 
     format: overrides the suffix, one of FORMATS; `bin` looks at the numbers to tell x y z intensity, x y z intensity
-    ring and x y z r g b apart, and refuses to guess.
+    ring and x y z r g b apart, and refuses to guess. `kitti`, `nuscenes`, `waymo` (x y z intensity elongation aux) and
+    `sunrgbd` (x y z r g b) are rows without a header too. Numbers that cannot be coordinates are refused.
     columns: names of the columns where the file carries none (`"x y z r g b"`; `_` skips one).
+    dtype, byte_order: numbers of a file without a header: float16, float32 (the default), float64, int16 or int32;
+    "little" (the default) or "big".
     labels: a SemanticKITTI `.label` or nuScenes lidarseg `.bin` file with one label per point.
     invalid: what to do with points whose coordinates or intensity are NaN or infinite: "error", or "drop" them.
 
@@ -77,9 +80,16 @@ def read_points(
     if format is not None and format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     check_file(path, "a point cloud")
+    check_pointer(path)
     kind = format or _format_of(path)
     names = parse_columns(columns)
-    if kind in _NAMED:
+    values = check_values(dtype, byte_order)
+    if kind in _RAW:
+        found = read_raw(path, names, kind if kind in PRESETS else None, values)
+    elif dtype is not None or byte_order is not None:
+        argument = "dtype" if dtype is not None else "byte_order"
+        raise ValueError(f"{argument} does not apply to {path}: a {kind} file says itself what its numbers are")
+    elif kind in _NAMED:
         if names is not None:
             raise ValueError(f"columns does not apply to {path}: a {kind} file names its own columns")
         found = _NAMED[kind](path)
@@ -99,6 +109,8 @@ def _add_labels(path: Path, columns: Columns, labels: Path) -> Columns:
     lower = {name.lower(): column for name, column in columns.items()}
     if "x" not in lower:
         raise ValueError(f"{path}: a cloud has columns x, y and z, this file has {', '.join(columns)}")
+    check_file(labels, "a label file")
+    check_pointer(labels)
     classes, instances = read_labels(labels, len(lower["x"]))
     # First among the columns: it wins over a column that only may hold labels.
     return {"label": classes, **columns} | ({} if instances is None else {"instance": instances})
