@@ -32,20 +32,10 @@ def read_without_lists(
         )
     read = _text_rows if text else _binary_rows
     values = read(path, file.read(), properties, count, order, last)
-    columns: Columns = {}
-    for (name, kind, _), column in zip([p for p in properties if p[2] is None], values, strict=True):
-        dtype = np.dtype(kind)
-        if dtype.kind in "iu" and len(column):
-            low, high = min(column), max(column)
-            if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
-                raise ValueError(f"{path}: {name} must fit {dtype}, got {low} to {high}")
-        columns[name] = np.array(column, dtype=dtype)
-    return columns
+    return dict(zip([name for name, _, length in properties if length is None], values, strict=True))
 
 
-def _text_rows(
-    path: Path, data: bytes, properties: Properties, count: int, order: str, last: bool
-) -> list[list[float]]:
+def _text_rows(path: Path, data: bytes, properties: Properties, count: int, order: str, last: bool) -> list[Array]:
     lines = [line for line in data.decode("latin-1").splitlines() if line.strip()]
     if len(lines) < count or (last and len(lines) > count):
         raise ValueError(f"{path}: the header claims {count} vertices, the file holds {len(lines)} lines")
@@ -66,7 +56,18 @@ def _text_rows(
             raise ValueError(f"{path}: vertex {row}: expected {len(properties)} properties: {error}") from None
         if at != len(words):
             raise ValueError(f"{path}: vertex {row}: expected {at} numbers, got {len(words)}")
-    return values
+    singles = [(name, kind) for name, kind, length in properties if length is None]
+    return [_narrow(path, name, kind, column) for (name, kind), column in zip(singles, values, strict=True)]
+
+
+def _narrow(path: Path, name: str, kind: str, column: list[float]) -> Array:
+    """A column in its type; a uchar of 300 must not wrap."""
+    dtype = np.dtype(kind)
+    if dtype.kind in "iu" and column:
+        limits = np.iinfo(dtype)
+        if min(column) < limits.min or max(column) > limits.max:
+            raise ValueError(f"{path}: {name} must fit {dtype}, got {min(column)} to {max(column)}")
+    return np.array(column, dtype=dtype)
 
 
 def _binary_rows(path: Path, data: bytes, properties: Properties, count: int, order: str, last: bool) -> list[Array]:

@@ -107,7 +107,7 @@ def _check_rows(path: Path, rows: Array, names: Sequence[str], dtype: np.dtype) 
     if reason is not None:
         raise ValueError(
             f"{path}: read as rows of {len(names)} {_in_words(dtype)} ({' '.join(names)}), this is no cloud: {reason}; "
-            f"pass dtype=, byte_order= or columns= where they differ{_other_types(path, dtype)}"
+            f"pass dtype= (--values), byte_order= or columns= where they differ{_other_types(path, dtype)}"
         )
     n = len(names)
     shares = _shares(rows.reshape(-1), [*_LENGTHS, *([] if n in _LENGTHS else [n])])

@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pointcloud.io.columns import Columns, build_cloud, parse_columns
+from pointcloud.io.e57 import read_e57
 from pointcloud.io.files import check_file, check_pointer
+from pointcloud.io.gz import inner_name, is_gzip, unpacked
 from pointcloud.io.las import read_las
+from pointcloud.io.mesh_text import read_obj, read_off
 from pointcloud.io.numpy_files import read_npy, read_npz
+from pointcloud.io.pcap import read_pcap
 from pointcloud.io.pcd import read_pcd
 from pointcloud.io.ply import read_ply
 from pointcloud.io.raw import PRESETS, check_values, read_labels, read_raw
@@ -20,8 +24,9 @@ from pointcloud.points import PointCloud
 SUFFIXES = {
     ".pcd.bin": "nuscenes", ".bin": "bin", ".pcd": "pcd", ".ply": "ply", ".las": "las", ".laz": "las",
     ".npy": "npy", ".npz": "npz", ".txt": "text", ".xyz": "text", ".csv": "text", ".pts": "text",
+    ".obj": "obj", ".off": "off", ".e57": "e57", ".pcap": "pcap",
 }  # fmt: skip
-FORMATS = (*PRESETS, "bin", "pcd", "ply", "las", "npy", "npz", "text")
+FORMATS = (*PRESETS, "bin", "pcd", "ply", "las", "npy", "npz", "text", "obj", "off", "e57", "pcap")
 
 _Names = Sequence[str] | None
 _RAW = (*PRESETS, "bin")
@@ -30,15 +35,19 @@ _UNNAMED: dict[str, Callable[[Path, _Names], Columns]] = {
     "npz": read_npz,
     "text": read_text,
 }
-_NAMED: dict[str, Callable[[Path], Columns]] = {"pcd": read_pcd, "ply": read_ply, "las": read_las}
+_NAMED: dict[str, Callable[[Path], Columns]] = {
+    "pcd": read_pcd, "ply": read_ply, "las": read_las, "obj": read_obj, "off": read_off,
+    "e57": read_e57, "pcap": read_pcap,
+}  # fmt: skip
 
 
 def _format_of(path: Path) -> str:
+    inside = inner_name(path)
     for suffix, name in SUFFIXES.items():
-        if path.name.lower().endswith(suffix):
+        if inside.lower().endswith(suffix):
             return name
     raise ValueError(
-        f"{path}: unknown suffix {path.suffix!r}; expected one of {' '.join(SUFFIXES)}, "
+        f"{path}: unknown suffix {Path(inside).suffix!r}; expected one of {' '.join(SUFFIXES)}, also with .gz, "
         f"or pass format= ({', '.join(FORMATS)})"
     )
 
@@ -53,8 +62,9 @@ def read_points(
     labels: str | os.PathLike[str] | None = None,
     invalid: str = "error",
 ) -> PointCloud:
-    """Read a cloud: .bin (KITTI, nuScenes, plain float32), .pcd, .ply, .las, .laz, .npy, .npz, .txt, .xyz, .csv, .pts.
+    """Read a cloud: .bin (KITTI, nuScenes, other rows), .pcd, .ply, .las, .laz, .npy, .npz, .txt, .xyz, .csv, .pts.
 
+    Also .e57, the vertices of .obj and .off, the packets of a Velodyne in .pcap, and each of these packed as .gz.
     format: overrides the suffix, one of FORMATS; `bin` looks at the numbers to tell x y z intensity, x y z intensity
     ring and x y z r g b apart, and refuses to guess. `kitti`, `nuscenes`, `waymo` (x y z intensity elongation aux) and
     `sunrgbd` (x y z r g b) are rows without a header too. Numbers that cannot be coordinates are refused.
@@ -81,23 +91,31 @@ def read_points(
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     check_file(path, "a point cloud")
     check_pointer(path)
-    kind = format or _format_of(path)
     names = parse_columns(columns)
-    values = check_values(dtype, byte_order)
-    if kind in _RAW:
-        found = read_raw(path, names, kind if kind in PRESETS else None, values)
-    elif dtype is not None or byte_order is not None:
-        argument = "dtype" if dtype is not None else "byte_order"
-        raise ValueError(f"{argument} does not apply to {path}: a {kind} file says itself what its numbers are")
-    elif kind in _NAMED:
-        if names is not None:
-            raise ValueError(f"columns does not apply to {path}: a {kind} file names its own columns")
-        found = _NAMED[kind](path)
+    kind = format or _format_of(path)
+    if is_gzip(path):
+        with unpacked(path) as inner:
+            check_pointer(inner)
+            found = _read(inner, kind, names, dtype, byte_order)
     else:
-        found = _UNNAMED[kind](path, names)
+        found = _read(path, kind, names, dtype, byte_order)
     if labels is not None:
         found = _add_labels(path, found, Path(labels))
     return build_cloud(path, found, invalid)
+
+
+def _read(path: Path, kind: str, names: _Names, dtype: str | None, byte_order: str | None) -> Columns:
+    values = check_values(dtype, byte_order)
+    if kind in _RAW:
+        return read_raw(path, names, kind if kind in PRESETS else None, values)
+    if dtype is not None or byte_order is not None:
+        argument = "dtype" if dtype is not None else "byte_order"
+        raise ValueError(f"{argument} does not apply to {path}: a {kind} file says itself what its numbers are")
+    if kind in _UNNAMED:
+        return _UNNAMED[kind](path, names)
+    if names is not None:
+        raise ValueError(f"columns does not apply to {path}: a {kind} file names its own columns")
+    return _NAMED[kind](path)
 
 
 def _add_labels(path: Path, columns: Columns, labels: Path) -> Columns:

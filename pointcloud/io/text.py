@@ -30,8 +30,9 @@ def _is_number(word: str) -> bool:
 def read_text(path: Path, names: Sequence[str] | None) -> Columns:
     """Rows of numbers between white space, commas or semicolons.
 
-    Columns without names are told apart by their numbers: x y z, intensity (from -2048 on in Leica's .pts), ring, and
-    colours of 8 or 16 bits. Before them may stand comments (# or //), the number of points, and a line of column names (also as a comment).
+    Before them may stand comments (# or //), the number of points, and a line of column names (also as a comment).
+    Columns without names are told apart by their numbers: x y z, an intensity (from -2048 on in Leica's .pts), a ring,
+    colours of 8 or 16 bits.
     """
     check_file(path, "rows of numbers")
     with open(path, "rb") as raw:

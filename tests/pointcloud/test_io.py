@@ -344,13 +344,13 @@ def test_missing_directory_unknown(tmp_path: Path) -> None:
     (tmp_path / "folder.ply").mkdir()
     with pytest.raises(IsADirectoryError, match=r"folder\.ply"):
         read_points(tmp_path / "folder.ply")
-    (tmp_path / "a.obj").write_text("v 1 2 3")
-    with pytest.raises(ValueError, match=r"a\.obj: unknown suffix '\.obj'; expected one of .*\.pcd \.ply"):
-        read_points(tmp_path / "a.obj")
+    (tmp_path / "a.stl").write_text("solid a")
+    with pytest.raises(ValueError, match=r"a\.stl: unknown suffix '\.stl'; expected one of .*\.pcd \.ply"):
+        read_points(tmp_path / "a.stl")
     with pytest.raises(ValueError, match="format must be one of kitti"):
-        read_points(tmp_path / "a.obj", format="obj")
+        read_points(tmp_path / "a.stl", format="stl")
     with pytest.raises(ValueError, match="invalid must be"):
-        read_points(tmp_path / "a.obj", invalid="keep")
+        read_points(tmp_path / "a.stl", invalid="keep")
     (tmp_path / "a.ply").write_bytes(ply_bytes(street(), "ascii"))
     with pytest.raises(ValueError, match="columns does not apply"):
         read_points(tmp_path / "a.ply", columns="x y z")
@@ -359,7 +359,9 @@ def test_missing_directory_unknown(tmp_path: Path) -> None:
             read_points(tmp_path / "a.ply", columns=columns)
 
 
-@pytest.mark.parametrize("suffix", ["bin", "pcd.bin", "pcd", "ply", "las", "laz", "npy", "npz", "txt", "csv"])
+@pytest.mark.parametrize(
+    "suffix", ["bin", "pcd.bin", "pcd", "ply", "las", "laz", "npy", "npz", "txt", "csv", "obj", "off", "e57", "pcap"]
+)
 @pytest.mark.parametrize("head", [b"\x89PNG\r\n\x1a\n", b"GIF89a", b"<html>hello", bytes(range(256)), b"\n", b"{}"])
 def test_not_a_cloud(tmp_path: Path, suffix: str, head: bytes) -> None:
     if suffix.startswith("la"):

@@ -13,7 +13,7 @@ from trisparse.commands.options import Model, Options, check_choice, filled_by_t
 DEFAULT_MODEL = "minkunet14-streets"
 INVALID = ("error", "drop")
 # Spelt out: the help must not wait for torch. A test compares it with what can be read.
-_FORMATS = "kitti nuscenes waymo sunrgbd bin pcd ply las npy npz text"
+KNOWN_FORMATS = "kitti nuscenes waymo sunrgbd bin pcd ply las npy npz text obj off e57 pcap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SegmentOptions(Options):
     ] = None
     format: Annotated[
         str | None,
-        typer.Option(help=f"Format of files whose suffix does not tell: {_FORMATS}."),
+        typer.Option(help=f"Format of files whose suffix does not tell: {KNOWN_FORMATS}."),
     ] = None
     columns: Annotated[
         str | None,
@@ -71,7 +71,10 @@ class SegmentOptions(Options):
 def segment(
     files: Annotated[
         list[Path],
-        typer.Argument(help="A cloud (.bin .pcd .ply .las .laz .npy .npz .txt .xyz .csv .pts), several, or a folder."),
+        typer.Argument(
+            help="A cloud (.bin .pcd .ply .las .laz .e57 .pcap .npy .npz .txt .xyz .csv .pts .obj .off; also .gz), "
+            "several, or a folder."
+        ),
     ],
     options: SegmentOptions,
 ) -> int:

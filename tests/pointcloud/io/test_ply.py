@@ -28,9 +28,8 @@ def ply(order: str, faces: bool = False, magic: bytes = b"ply\n") -> bytes:
             words = [x, len(near), *near, y, z, label, len(parts), *parts]
             body += " ".join(str(word) for word in words).encode() + b"\n"
         else:
-            body += struct.pack(
-                f"{sign}fB{len(near)}hfdBi{len(parts)}I", x, len(near), *near, y, z, label, len(parts), *parts
-            )
+            form = f"{sign}fB{len(near)}hfdBi{len(parts)}I"
+            body += struct.pack(form, x, len(near), *near, y, z, label, len(parts), *parts)
     if faces:
         body += b"3 0 1 2\n" if order == "ascii" else struct.pack(sign + "B3i", 3, 0, 1, 2)
     return magic + header + body
