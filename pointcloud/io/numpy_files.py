@@ -12,6 +12,7 @@ import numpy as np
 
 from pointcloud.io.columns import Array, Columns, guess_names, split
 from pointcloud.io.files import check_file, first_bytes
+from pointcloud.io.plausible import implausible
 
 _POINT_KEYS = (
     "points",
@@ -82,7 +83,11 @@ def name_columns(path: Path, rows: Array, names: Sequence[str] | None, text: boo
             )
     if rows.shape[1] != len(names):
         raise ValueError(f"{path}: columns= names {len(names)} columns, the array is {list(rows.shape)}")
-    return split(rows, names)
+    columns = split(rows, names)
+    reason = None if text or rows.dtype.kind != "f" else implausible([columns[axis] for axis in "xyz"], span=False)
+    if reason is not None:
+        raise ValueError(f"{path}: an array {rows.dtype} {list(rows.shape)} that is no cloud: {reason}")
+    return columns
 
 
 def read_npy(path: Path, names: Sequence[str] | None) -> Columns:

@@ -26,6 +26,7 @@ _LAYOUTS = (KITTI, NUSCENES, ("x", "y", "z", "red", "green", "blue"))
 # Below this many numbers the statistics of the columns say nothing.
 _ENOUGH = 512
 _LENGTHS = range(3, 9)
+_SAMPLE = 1 << 16  # rows that tell how long a row is
 # A row length explains a file clearly better than another where its share is this much larger.
 _CLEARLY = 0.1
 _ELONGATION = 4
@@ -63,7 +64,7 @@ def _shares(values: Array, lengths: Sequence[int]) -> dict[int, float]:
     """How well each row length explains the numbers; empty where they are too few or not all finite."""
     if values.size < _ENOUGH or not np.isfinite(values).all():
         return {}
-    return {n: _column_share(values, n) for n in lengths if values.size % n == 0}
+    return {n: _column_share(values[: _SAMPLE * n], n) for n in lengths if values.size % n == 0}
 
 
 def _detect(path: Path, values: Array, dtype: np.dtype) -> tuple[str, ...]:
@@ -101,14 +102,18 @@ def _other_types(path: Path, taken: np.dtype) -> str:
     return f"; the numbers would be coordinates with {', or '.join(fits)}" if fits else ""
 
 
-def _check_rows(path: Path, rows: Array, names: Sequence[str], dtype: np.dtype) -> None:
-    """Check that rows [N, C] can be points with the columns `names`."""
+def _check_coordinates(path: Path, rows: Array, names: Sequence[str], dtype: np.dtype) -> None:
+    """Check that rows [N, C] with the columns `names` can be points."""
     reason = implausible([rows[:, names.index(axis)] for axis in "xyz"])
     if reason is not None:
         raise ValueError(
             f"{path}: read as rows of {len(names)} {_in_words(dtype)} ({' '.join(names)}), this is no cloud: {reason}; "
             f"pass dtype= (--values), byte_order= or columns= where they differ{_other_types(path, dtype)}"
         )
+
+
+def _check_length(path: Path, rows: Array, names: Sequence[str]) -> None:
+    """Check that no other row length explains the numbers clearly better than that of `names`."""
     n = len(names)
     shares = _shares(rows.reshape(-1), [*_LENGTHS, *([] if n in _LENGTHS else [n])])
     # Neighbours that alternate, as beams do, make a multiple of the true length look better.
@@ -167,7 +172,9 @@ def read_raw(path: Path, names: Sequence[str] | None, preset: str | None, dtype:
         )
     rows = values.reshape(-1, len(wanted))
     with np.errstate(all="ignore"):
-        _check_rows(path, rows, wanted, dtype)
+        _check_coordinates(path, rows, wanted, dtype)
+        if names is not None or preset is not None:
+            _check_length(path, rows, wanted)
         if names is None and preset is not None:
             _check_preset(path, rows, preset)
     return split(rows, wanted)
