@@ -30,7 +30,10 @@ from trisparse.progress import compiling
 if TYPE_CHECKING:
     from trisparse.commands.segment import SegmentOptions
 
-SUFFIXES = (".bin", ".pcd", ".ply", ".las", ".laz", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts")
+SUFFIXES = (
+    ".bin", ".pcd", ".ply", ".las", ".laz", ".e57", ".pcap", ".npy", ".npz", ".txt", ".xyz", ".csv", ".pts", ".obj",
+    ".off",
+)  # fmt: skip
 # Name in the folder of results, with `.progress` after it, of what an unfinished run keeps for the next one.
 PROGRESS = "trisparse-segment"
 
@@ -211,7 +214,14 @@ def read(job: Job, options: SegmentOptions) -> tuple[pointcloud.PointCloud, dict
     """
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        cloud = pointcloud.read_points(job.source, options.format, options.columns, invalid=options.invalid)
+        cloud = pointcloud.read_points(
+            job.source,
+            options.format,
+            options.columns,
+            dtype=options.values,
+            byte_order=options.byte_order,
+            invalid=options.invalid,
+        )
     return cloud, seconds
 
 
@@ -306,7 +316,9 @@ def plan(sources: Sequence[Path], options: SegmentOptions) -> list[Job]:
 
 
 def _clouds_in(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and path.is_file())
+    found = sorted(
+        path for path in folder.iterdir() if path.name.lower().removesuffix(".gz").endswith(SUFFIXES) and path.is_file()
+    )
     if not found:
         raise ValueError(f"{folder}: no clouds in this folder; expected files with a suffix of {' '.join(SUFFIXES)}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ from pointcloud.io.columns import Array
 
 
 def read_rows(path: Path, file: BinaryIO, dtype: np.dtype, n_rows: int, left: int, last: bool) -> Array:
-    """`n_rows` rows of white-space separated numbers as a structured array [n_rows] of `dtype`.
+    """`n_rows` rows of numbers between white space or commas as a structured array [n_rows] of `dtype`.
 
     left: bytes from here to the end of the file. last: nothing may follow the rows.
     Raises ValueError naming the file where rows are missing, too many or not numbers.
@@ -32,7 +33,9 @@ def read_rows(path: Path, file: BinaryIO, dtype: np.dtype, n_rows: int, left: in
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # loadtxt's "input contained no data": counted below
-            rows = np.loadtxt(file, dtype=wide, comments=None, max_rows=n_rows + last, encoding="latin-1", ndmin=1)
+            rows = np.loadtxt(
+                _lines(file), dtype=wide, comments=None, max_rows=n_rows + last, encoding="latin-1", ndmin=1
+            )
     except ValueError as error:
         raise ValueError(f"{path}: expected {n_rows} rows of {n_values} numbers: {error}") from None
     if len(rows) != n_rows:
@@ -55,6 +58,14 @@ def read_rows(path: Path, file: BinaryIO, dtype: np.dtype, n_rows: int, left: in
         with np.errstate(over="ignore"):
             out[name] = column
     return out
+
+
+def _lines(file: BinaryIO) -> BinaryIO | Iterator[bytes]:
+    """The lines from here on, commas as blanks. Where the first line has none, the file itself."""
+    start = file.tell()
+    commas = b"," in file.readline(1 << 16)
+    file.seek(start)
+    return (line.replace(b",", b" ") for line in file) if commas else file
 
 
 def _wide(base: np.dtype) -> np.dtype:

@@ -45,18 +45,28 @@ def split(rows: Array, names: Sequence[str]) -> Columns:
     return {name: rows[:, i] for i, name in enumerate(names) if name != "_"}
 
 
-def guess_names(rows: Array) -> list[str] | None:
-    """Names for the columns of rows [N, C] that carry none, or None where they are not what the names would hold."""
+def guess_names(rows: Array, text: bool = False) -> list[str] | None:
+    """Names for the columns of rows [N, C] that carry none, or None where they are not what the names would hold.
+
+    text: also colours of 16 bits and the whole numbers from -2048 on that scanners write as intensity.
+    """
     n_columns = rows.shape[1]
     if n_columns == 3:
         return ["x", "y", "z"]
-    if n_columns == 4 and is_intensity(rows[:, 3]):
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _guess_more(rows, text)
+
+
+def _guess_more(rows: Array, text: bool) -> list[str] | None:
+    n_columns = rows.shape[1]
+    deepest = 65535 if text else 255
+    if n_columns == 4 and (is_intensity(rows[:, 3]) or (text and _is_scanner_intensity(rows[:, 3]))):
         return ["x", "y", "z", "intensity"]
     if n_columns == 5 and is_intensity(rows[:, 3]) and is_ring(rows[:, 4]):
         return ["x", "y", "z", "intensity", "ring"]
-    if n_columns == 6 and is_colour(rows[:, 3:6]):
+    if n_columns == 6 and is_colour(rows[:, 3:6], deepest):
         return ["x", "y", "z", "red", "green", "blue"]
-    if n_columns == 7 and is_colour(rows[:, 4:7]):
+    if n_columns == 7 and is_colour(rows[:, 4:7], deepest):
         return ["x", "y", "z", "intensity", "red", "green", "blue"]
     return None
 
@@ -70,8 +80,13 @@ def is_ring(column: Array) -> bool:
     return bool(((column >= 0) & (column < 256) & (column == np.floor(column))).all())
 
 
-def is_colour(columns: Array) -> bool:
-    return bool(((columns >= 0) & (columns <= 255) & (columns == np.floor(columns))).all())
+def _is_scanner_intensity(column: Array) -> bool:
+    """Whether these are the whole numbers -2048 to 2047 of Leica's .pts files."""
+    return bool(((column >= -2048) & (column < 2048) & (column == np.floor(column))).all())
+
+
+def is_colour(columns: Array, deepest: int = 255) -> bool:
+    return bool(((columns >= 0) & (columns <= deepest) & (columns == np.floor(columns))).all())
 
 
 def _native(column: Array) -> Array:
@@ -89,15 +104,15 @@ def _native(column: Array) -> Array:
 
 
 def _to_bytes(values: Array, name: str) -> Array:
-    """Colours as uint8. Floats up to 1 are shares of 255, integers above 255 are 16 bit (LAS)."""
+    """Colours as uint8. Floats up to 1 are shares of 255, whole numbers above 255 are 16 bit (LAS, text)."""
     if not values.size or values.dtype == np.uint8:
         return np.ascontiguousarray(values, dtype=np.uint8)
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all() or wide.min() < 0:
         raise ValueError(f"{name} must hold colours from 0 on, got {wide.min()} to {wide.max()}")
-    if values.dtype.kind == "f":
-        wide = wide * 255 if wide.max() <= 1 else wide
-    elif wide.max() > 255:
+    if values.dtype.kind == "f" and wide.max() <= 1:
+        wide = wide * 255
+    elif wide.max() > 255 and bool((wide == np.floor(wide)).all()):
         wide = np.floor(wide / 256)
     if wide.max() > 255:
         raise ValueError(f"{name} must hold colours up to 255, got {values.max()}")

@@ -16,13 +16,17 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", "a NumPy array (format='npy')"),
     (b"LASF", "a LAS / LAZ cloud (format='las')"),
     (b"ply\n", "a PLY cloud (format='ply')"),
+    (b"ply ", "a PLY cloud (format='ply')"),
     (b"ply\r", "a PLY cloud (format='ply')"),
     (b"# .PCD", "a PCD cloud (format='pcd')"),
+    (b"ASTM-E57", "an E57 file (format='e57')"),
+    (b"\xd4\xc3\xb2\xa1", "a capture of network packets (format='pcap')"),
+    (b"OFF\n", "an OFF mesh (format='off')"),
     (b"\x7fELF", "a program"),
     (b"<!DOCTYPE", "an HTML page"),
     (b"<html", "an HTML page"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
 )
+_POINTER = b"version https://git-lfs"
 
 
 def recognise(head: bytes) -> str | None:
@@ -49,3 +53,10 @@ def check_file(path: Path, what: str) -> int:
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file, but {what} was expected")
     return path.stat().st_size
+
+
+def check_pointer(path: Path) -> None:
+    """Raises ValueError for a Git LFS pointer, which is a few lines of text under the name of a file of any format."""
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path}: a Git LFS pointer, not the file itself: fetch the file with `git lfs pull`")

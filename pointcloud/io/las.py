@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def _check_header(path: Path, size: int) -> None:
         )
 
 
+def _own_names(names: Sequence[str]) -> dict[str, str]:
+    """The column of each dimension: `extra_` before one that differs from another only in case ("Intensity")."""
+    columns: dict[str, str] = {}
+    taken = {"x", "y", "z"}
+    for name in names:
+        column = name
+        while column.lower() in taken:
+            column = f"extra_{column}"
+        taken.add(column.lower())
+        columns[name] = column
+    return columns
+
+
 def read_las(path: Path) -> Columns:
     """The dimensions of a LAS or LAZ file; x, y, z are float64 world coordinates in metres."""
     size = check_file(path, "a LAS or LAZ cloud")
@@ -49,13 +63,13 @@ def read_las(path: Path) -> Columns:
     try:
         with laspy.open(path) as reader:
             claimed = reader.header.point_count
-            names = [name for name in reader.header.point_format.dimension_names if name not in ("X", "Y", "Z")]
+            names = _own_names([n for n in reader.header.point_format.dimension_names if n not in ("X", "Y", "Z")])
             empty = laspy.ScaleAwarePointRecord.zeros(0, header=reader.header)
             for points in chain([empty], reader.chunk_iterator(_CHUNK)):
                 for axis in "xyz":
                     parts.setdefault(axis, []).append(np.array(points[axis], dtype=np.float64))
-                for name in names:
-                    parts.setdefault(name, []).append(np.array(points[name]))
+                for name, column in names.items():
+                    parts.setdefault(column, []).append(np.array(points[name]))
     # The decoders under laspy raise what they like on corrupt input (even BaseException subclasses from Rust panics).
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise

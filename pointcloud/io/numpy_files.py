@@ -12,6 +12,7 @@ import numpy as np
 
 from pointcloud.io.columns import Array, Columns, guess_names, split
 from pointcloud.io.files import check_file, first_bytes
+from pointcloud.io.plausible import implausible
 
 _POINT_KEYS = (
     "points",
@@ -60,7 +61,7 @@ def _read_array(path: Path, file: IO[bytes], size: int, name: str) -> Array:
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def name_columns(path: Path, rows: Array, names: Sequence[str] | None) -> Columns:
+def name_columns(path: Path, rows: Array, names: Sequence[str] | None, text: bool = False) -> Columns:
     """Columns of an array [N, C], or of a structured array [N] whose fields carry names."""
     if rows.dtype.names is not None:
         if names is not None:
@@ -75,14 +76,18 @@ def name_columns(path: Path, rows: Array, names: Sequence[str] | None) -> Column
             f"{path}: expected an array of numbers [N, C] with C >= 3, got {rows.dtype} {list(rows.shape)}"
         )
     if names is None:
-        names = guess_names(rows)
+        names = guess_names(rows, text)
         if names is None:
             raise ValueError(
                 f"{path}: cannot tell the {rows.shape[1]} columns; pass columns=, for example columns='x y z intensity'"
             )
     if rows.shape[1] != len(names):
         raise ValueError(f"{path}: columns= names {len(names)} columns, the array is {list(rows.shape)}")
-    return split(rows, names)
+    columns = split(rows, names)
+    reason = None if text or rows.dtype.kind != "f" else implausible([columns[axis] for axis in "xyz"], span=False)
+    if reason is not None:
+        raise ValueError(f"{path}: an array {rows.dtype} {list(rows.shape)} that is no cloud: {reason}")
+    return columns
 
 
 def read_npy(path: Path, names: Sequence[str] | None) -> Columns:

@@ -38,7 +38,7 @@ class _Header:
             fields.append((f"_{i}" if name == "_" else name, kind, () if count == 1 else (count,)))
         return np.dtype(fields)
 
-    def columns(self, rows: dict[str, Array] | Array) -> Columns:
+    def columns(self, rows: Array) -> Columns:
         return {name: rows[name] for name in self.names if name != "_"}
 
 
@@ -106,26 +106,13 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     raise ValueError(f"{path}: expected a PCD header that ends with DATA, found none in the first {_MAX_HEADER} bytes")
 
 
-def _packed_from_text(values: Array) -> Array:
-    """Packed colours of an ascii file as uint32: written either as the whole number or as the float of these bits."""
-    number = (values >= 1) & (values < 2.0**32) & (values == np.rint(values))
-    bits = values.astype(np.float32).view(np.uint32).copy()
-    bits[number] = values[number].astype(np.uint32)
-    return bits
-
-
 def _read_ascii(path: Path, file: BinaryIO, header: _Header, left: int) -> Columns:
-    # Colours come wide, because a packed colour written as a whole number does not fit a float32.
-    types = [
-        "<f8" if n in ("rgb", "rgba") and t == "<f4" else t for n, t in zip(header.names, header.types, strict=True)
-    ]
-    wide = _Header(header.names, tuple(types), header.counts, header.n_points, header.data)
-    columns = header.columns(read_rows(path, file, wide.dtype(), header.n_points, left, last=True))
+    columns = header.columns(read_rows(path, file, header.dtype(), header.n_points, left, last=True))
+    # As PCL reads it: the text of a colour of TYPE F is the float of its bits, also where that is a whole number.
     for name in ("rgb", "rgba"):
         if name in columns and columns[name].ndim == 1 and columns[name].dtype.kind == "f":
-            if np.isnan(columns[name]).any() and np.isnan(columns[name][np.isfinite(columns["x"])]).any():
+            if np.isnan(columns[name][np.isfinite(columns["x"])] if "x" in columns else columns[name]).any():
                 raise ValueError(f"{path}: {name} holds 'nan': a packed colour written so cannot be recovered")
-            columns[name] = _packed_from_text(columns[name])
     return columns
 
 

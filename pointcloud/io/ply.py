@@ -11,6 +11,7 @@ import numpy as np
 from pointcloud.io.ascii_rows import read_rows
 from pointcloud.io.columns import Array, Columns
 from pointcloud.io.files import check_file, first_bytes
+from pointcloud.io.ply_lists import read_without_lists
 
 _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
@@ -41,7 +42,7 @@ def _corrupt(path: Path, line: str, expected: str) -> ValueError:
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[str, list[_Element]]:
     head = file.readline(16)
-    if head.rstrip(b"\r\n") != b"ply" or not head.endswith((b"\n", b"\r")):
+    if head.rstrip(b" \t\r\n") != b"ply" or not head.endswith((b"\n", b"\r")):
         file.seek(0)
         raise ValueError(f"{path}: expected a PLY file ('ply' on the first line), got {first_bytes(file.read(16))}")
     order = ""
@@ -113,7 +114,7 @@ def _skip(path: Path, file: BinaryIO, element: _Element, order: str, size: int) 
 
 
 def read_ply(path: Path) -> Columns:
-    """The named properties of the vertices of a PLY file; faces and other elements are left out."""
+    """The named properties of the vertices of a PLY file; faces, other elements and a vertex's lists are left out."""
     size = check_file(path, "a PLY cloud")
     with open(path, "rb") as file:
         order, elements = _read_header(path, file)
@@ -121,14 +122,14 @@ def read_ply(path: Path) -> Columns:
         if len(vertices) != 1:
             raise ValueError(f"{path}: PLY header: expected one element 'vertex', got {len(vertices)}")
         vertex = vertices[0]
-        if vertex.has_list():
-            raise ValueError(f"{path}: PLY header: a list property of a vertex cannot be a column of a cloud")
         if not vertex.properties:
             raise ValueError(f"{path}: PLY header: element vertex has no properties")
         for element in elements[: elements.index(vertex)]:
             _skip(path, file, element, order, size)
-        dtype, left = vertex.dtype(_ORDERS[order]), size - file.tell()
         last = vertex is elements[-1]
+        if vertex.has_list():
+            return read_without_lists(path, file, vertex.properties, vertex.count, _ORDERS[order], size, last)
+        dtype, left = vertex.dtype(_ORDERS[order]), size - file.tell()
         rows = _read_vertices(path, file, vertex, dtype, order, left, last)
         return {name: rows[name] for name in dtype.names or ()}
 

@@ -31,6 +31,8 @@ def read_text(path: Path, names: Sequence[str] | None) -> Columns:
     """Rows of numbers between white space, commas or semicolons.
 
     Before them may stand comments (# or //), the number of points, and a line of column names (also as a comment).
+    Columns without names are told apart by their numbers: x y z, an intensity (from -2048 on in Leica's .pts), a ring,
+    colours of 8 or 16 bits.
     """
     check_file(path, "rows of numbers")
     with open(path, "rb") as raw:
@@ -89,4 +91,4 @@ def read_text(path: Path, names: Sequence[str] | None) -> Columns:
         ) from None
     if count is not None and len(rows) != count:
         raise ValueError(f"{path}: the file says {count} points and holds {len(rows)} (truncated?)")
-    return name_columns(path, rows, names or header)
+    return name_columns(path, rows, names or header, text=True)

@@ -12,6 +12,8 @@ from trisparse.commands.options import Model, Options, check_choice, filled_by_t
 
 DEFAULT_MODEL = "minkunet14-streets"
 INVALID = ("error", "drop")
+# Spelt out: the help must not wait for torch. A test compares it with what can be read.
+KNOWN_FORMATS = "kitti nuscenes waymo sunrgbd bin pcd ply las npy npz text obj off e57 pcap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +29,34 @@ class SegmentOptions(Options):
     ] = None
     format: Annotated[
         str | None,
-        typer.Option(help="Format of files whose suffix does not tell: kitti nuscenes bin pcd ply las npy npz text."),
+        typer.Option(help=f"Format of files whose suffix does not tell: {KNOWN_FORMATS}."),
     ] = None
     columns: Annotated[
         str | None,
         typer.Option(help='Columns of files that do not name them, as in "x y z intensity _" (_ skips a column).'),
+    ] = None
+    values: Annotated[
+        str | None,
+        typer.Option(help="Numbers of files without a header (.bin): float16 float32 float64 int16 int32."),
+    ] = None
+    byte_order: Annotated[
+        str | None, typer.Option(help="Byte order of files without a header (.bin): little or big.")
     ] = None
     invalid: Annotated[str, typer.Option(help="Points that are not finite: error, or drop them.")] = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         from pointcloud.io.columns import parse_columns
+        from pointcloud.io.raw import BYTE_ORDERS, DTYPES
         from pointcloud.io.read import FORMATS
 
         check_choice("--invalid", self.invalid, INVALID)
         if self.format is not None:
             check_choice("--format", self.format, FORMATS)
+        if self.values is not None:
+            check_choice("--values", self.values, DTYPES)
+        if self.byte_order is not None:
+            check_choice("--byte-order", self.byte_order, tuple(BYTE_ORDERS))
         try:
             parse_columns(self.columns)
         except ValueError as error:
@@ -57,7 +71,10 @@ class SegmentOptions(Options):
 def segment(
     files: Annotated[
         list[Path],
-        typer.Argument(help="A cloud (.bin .pcd .ply .las .laz .npy .npz .txt .xyz .csv .pts), several, or a folder."),
+        typer.Argument(
+            help="A cloud (.bin .pcd .ply .las .laz .e57 .pcap .npy .npz .txt .xyz .csv .pts .obj .off; also .gz), "
+            "several, or a folder."
+        ),
     ],
     options: SegmentOptions,
 ) -> int:

@@ -415,3 +415,26 @@ def test_nothing_is_loaded_that_a_cloud_does_not_need(cloud: Path, tmp_path: Pat
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_format() -> None:
+    from pointcloud.io import FORMATS
+    from trisparse.commands.segment import KNOWN_FORMATS
+
+    assert KNOWN_FORMATS.split() == list(FORMATS)
+
+
+def test_values_and_byte_order(trisparse: Run, model: Path, tmp_path: Path) -> None:
+    rows = np.column_stack([street_rows(), np.zeros(len(street_rows()))]).astype(">f2")
+    (tmp_path / "a.bin").write_bytes(rows.tobytes())
+    given = ("segment", tmp_path / "a.bin", "--model", model, "--format", "kitti")
+    fails(trisparse(*given), "this is no cloud", "byte_order='big'", code=1)
+    result = trisparse(*given, "--values", "float16", "--byte-order", "big", "--output", tmp_path / "a.ply")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(pointcloud.read_points(tmp_path / "a.ply").xyz.numpy(), rows[:, :3].astype(np.float32))
+    fails(trisparse(*given, "--values", "half"), "--values must be one of", "'half'")
+    fails(trisparse(*given, "--byte-order", "middle"), "--byte-order must be one of", "'middle'")
+
+
+def street_rows() -> np.ndarray:
+    return np.random.default_rng(0).normal((0, 0, -1), (20, 20, 0.5), (800, 3))
