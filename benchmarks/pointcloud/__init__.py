@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.harness import Settings, Trial
-from benchmarks.pointcloud import layers, maps, network, resample, training
+from benchmarks.pointcloud import folding, layers, maps, network, resample, training
 from benchmarks.pointcloud.workloads import Workload
 
 CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
@@ -13,5 +13,6 @@ CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
     "layers": layers.trials,
     "resample": resample.trials,
     "network": network.trials,
+    "folding": folding.trials,
     "training": training.trials,
 }

@@ -69,9 +69,11 @@ class DeferredLayer:
     def run(self, start: Start, epilogue: Epilogue) -> Tensor:
         """Features [M, out_channels] in one pass, or one for each tensor that is read as part of a concatenation."""
         self._check_unchanged(start, epilogue)
-        self.seen.note_run(self.name, epilogue, len(start.sources))
-        self._served = self._served or self.is_served(epilogue)
+        served = self.is_served(epilogue, len(start.sources))
+        self._served = self._served or served
         self._alone = not self._served
+        if served:
+            self.seen.note_run(self.name, epilogue, len(start.sources))
         with torch.autocast(start.weight.device.type, enabled=False):
             residual: Tensor | None = None
             for added in epilogue.added:
@@ -117,9 +119,9 @@ class DeferredLayer:
         assert residual is not None
         return residual
 
-    def is_served(self, epilogue: Epilogue) -> bool:
-        """Whether it pays to wait for this."""
-        return epilogue != Epilogue()
+    def is_served(self, epilogue: Epilogue, sources: int) -> bool:
+        """Whether it pays to wait for this epilogue, and to read so many tensors as one."""
+        return epilogue != Epilogue() or sources > 1
 
     def is_split_at(self, epilogue: Epilogue) -> bool:
         """Whether the result of this epilogue was read beside a longer one's before."""
