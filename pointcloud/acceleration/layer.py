@@ -134,7 +134,7 @@ class DeferredLayer:
     def kept(self, conv: Any, norms: tuple[Norm, ...], form: Any, make: Callable[[], Any]) -> Any:
         """What was made of the weight, bias and norms of now, or is made of them."""
         weight = conv.weight
-        kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self._on_device(weight)
+        kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self.on_device(weight)
         key = (form, *map(_content, (conv.bias, *(x for norm in norms for x in norm[2:]))))
         found = kept.get(key)
         if found is None:
@@ -143,7 +143,8 @@ class DeferredLayer:
             found = kept[key] = make()
         return found
 
-    def _on_device(self, weight: Tensor) -> dict[Any, Any]:
+    def on_device(self, weight: Tensor) -> dict[Any, Any]:
+        """What is kept for a weight that is not on the CPU, as long as torch counts no change of it."""
         kept, version = self._elsewhere, -1 if weight.is_inference() else weight._version
         if kept is None or not kept[0].is_set_to(weight) or kept[1] != version or version < 0:
             self._elsewhere = kept = (weight.detach(), version, {})
