@@ -41,7 +41,7 @@ class DeferredLayer:
         if torch.compiler.is_compiling():
             return False
         call = deferred.current_call()
-        if call is None or call.seen is not self.seen or torch.is_autocast_enabled(features.device.type):
+        if call is None or call.seen is not self.seen or deferred.autocasting():
             return False
         return not any(deferred.needs_grad(x) for x in (features, residual) if x is not None)
 
@@ -74,11 +74,16 @@ class DeferredLayer:
         self._alone = not self._served
         if served:
             self.seen.note_run(self.name, epilogue, len(start.sources))
+        if not deferred.autocasting():
+            return self._compute(start, epilogue)
         with torch.autocast(start.weight.device.type, enabled=False):
-            residual: Tensor | None = None
-            for added in epilogue.added:
-                residual = added if residual is None else residual + added
-            return self.multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
+            return self._compute(start, epilogue)
+
+    def _compute(self, start: Start, epilogue: Epilogue) -> Tensor:
+        residual: Tensor | None = None
+        for added in epilogue.added:
+            residual = added if residual is None else residual + added
+        return self.multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
 
     def _check_unchanged(self, start: Start, epilogue: Epilogue) -> None:
         """Raise RuntimeError where a forward changes weights or statistics after it called the layer."""
