@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.harness import Settings, Trial
-from benchmarks.pointcloud import detectors, layers, maps, network, resample, training
+from benchmarks.pointcloud import detectors, folding, layers, maps, network, resample, training
 from benchmarks.pointcloud.workloads import Workload
 
 CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
@@ -14,5 +14,6 @@ CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
     "resample": resample.trials,
     "network": network.trials,
     "detectors": detectors.trials,
+    "folding": folding.trials,
     "training": training.trials,
 }

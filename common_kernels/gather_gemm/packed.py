@@ -51,6 +51,7 @@ def gather_gemm_packed(
 ) -> Tensor:
     """`gather_gemm` with a packed weight: the same arguments, the same result [M, Cout]."""
     from common_kernels.gather_gemm import ACTIVATIONS, cpu
+    from common_kernels.kernel_map.cpu_schedule import check_schedule
 
     taps, c_in, c_out = weight.shape
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -63,5 +64,6 @@ def gather_gemm_packed(
             raise ValueError(f"{name} must be {dtype} {list(shape)} on the CPU, got {describe(given)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_schedule(map.table, map.schedule, len(x))
     with torch.no_grad():
         return cpu.multiply(x, weight.words, c_out, bias, residual, activation, map.table, map.schedule)

@@ -86,9 +86,32 @@ class DeferredFeatures(Tensor):
 
     def __init__(self, node: Features) -> None:
         self.node = node
+        like = node.like
+        self._size, self._dtype, self._device = torch.Size(node.shape), like.dtype, like.device
         self.call = current_call()
         if self.call is not None:
             self.call.add(self)
+
+    # What is asked most, without the way through `__torch_function__`.
+    ndim = 2
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self._size
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._device
+
+    def dim(self) -> int:
+        return 2
+
+    def __len__(self) -> int:
+        return self._size[0]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -97,7 +120,7 @@ class DeferredFeatures(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         act = _ACTS.get(func)
-        if act is not None and not _autocasting(args):
+        if act is not None and not autocasting():
             out = act(*args, **kwargs)
             if out is not NotImplemented:
                 return out
@@ -117,9 +140,9 @@ def begin(start: Start, residual: Tensor | None) -> DeferredFeatures:
     return DeferredFeatures(Pending(start, Epilogue(added=added)))
 
 
-def _autocasting(args: Any) -> bool:
-    x = args[0] if args else None
-    return torch.is_autocast_enabled(x.node.like.device.type if isinstance(x, DeferredFeatures) else "cpu")
+def autocasting() -> bool:
+    """Whether autocast chooses dtypes on the CPU or a GPU."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def computed(x: Tensor) -> Tensor:
@@ -370,6 +393,13 @@ def _compute_and_call(func: Any, args: Any, kwargs: dict[str, Any], written: lis
         return value
 
     out = func(*_each(ordinary, args), **_each(ordinary, kwargs))
+    for x in written:
+        value = x.node.compute()
+        if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
+            raise RuntimeError(
+                f"features of an accelerated network cannot change their shape, dtype or device in place: "
+                f"{getattr(func, '__name__', func)} would make {list(x.shape)} {list(value.shape)}; use replace_feature"
+            )
 
     def back(x: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, DeferredFeatures):

@@ -41,7 +41,7 @@ class DeferredLayer:
         if torch.compiler.is_compiling():
             return False
         call = deferred.current_call()
-        if call is None or call.seen is not self.seen or torch.is_autocast_enabled(features.device.type):
+        if call is None or call.seen is not self.seen or deferred.autocasting():
             return False
         return not any(deferred.needs_grad(x) for x in (features, residual) if x is not None)
 
@@ -69,14 +69,21 @@ class DeferredLayer:
     def run(self, start: Start, epilogue: Epilogue) -> Tensor:
         """Features [M, out_channels] in one pass, or one for each tensor that is read as part of a concatenation."""
         self._check_unchanged(start, epilogue)
-        self.seen.note_run(self.name, epilogue, len(start.sources))
-        self._served = self._served or self.is_served(epilogue)
+        served = self.is_served(epilogue, len(start.sources))
+        self._served = self._served or served
         self._alone = not self._served
+        if served:
+            self.seen.note_run(self.name, epilogue, len(start.sources))
+        if not deferred.autocasting():
+            return self._compute(start, epilogue)
         with torch.autocast(start.weight.device.type, enabled=False):
-            residual: Tensor | None = None
-            for added in epilogue.added:
-                residual = added if residual is None else residual + added
-            return self.multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
+            return self._compute(start, epilogue)
+
+    def _compute(self, start: Start, epilogue: Epilogue) -> Tensor:
+        residual: Tensor | None = None
+        for added in epilogue.added:
+            residual = added if residual is None else residual + added
+        return self.multiply(start.conv, start.sources, start.map, epilogue.norms, residual, epilogue.relu)
 
     def _check_unchanged(self, start: Start, epilogue: Epilogue) -> None:
         """Raise RuntimeError where a forward changes weights or statistics after it called the layer."""
@@ -117,9 +124,9 @@ class DeferredLayer:
         assert residual is not None
         return residual
 
-    def is_served(self, epilogue: Epilogue) -> bool:
-        """Whether it pays to wait for this."""
-        return epilogue != Epilogue()
+    def is_served(self, epilogue: Epilogue, sources: int) -> bool:
+        """Whether it pays to wait for this epilogue, and to read so many tensors as one."""
+        return epilogue != Epilogue() or sources > 1
 
     def is_split_at(self, epilogue: Epilogue) -> bool:
         """Whether the result of this epilogue was read beside a longer one's before."""
@@ -132,7 +139,7 @@ class DeferredLayer:
     def kept(self, conv: Any, norms: tuple[Norm, ...], form: Any, make: Callable[[], Any]) -> Any:
         """What was made of the weight, bias and norms of now, or is made of them."""
         weight = conv.weight
-        kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self._on_device(weight)
+        kept = self._folded.get(weight, _none) if weight.device.type == "cpu" else self.on_device(weight)
         key = (form, *map(_content, (conv.bias, *(x for norm in norms for x in norm[2:]))))
         found = kept.get(key)
         if found is None:
@@ -141,7 +148,8 @@ class DeferredLayer:
             found = kept[key] = make()
         return found
 
-    def _on_device(self, weight: Tensor) -> dict[Any, Any]:
+    def on_device(self, weight: Tensor) -> dict[Any, Any]:
+        """What is kept for a weight that is not on the CPU, as long as torch counts no change of it."""
         kept, version = self._elsewhere, -1 if weight.is_inference() else weight._version
         if kept is None or not kept[0].is_set_to(weight) or kept[1] != version or version < 0:
             self._elsewhere = kept = (weight.detach(), version, {})

@@ -41,7 +41,7 @@ class DeferredLinear(DeferredLayer):
             Start(self, module, (x,), None, len(x), module.out_features, weight, bias, counts), residual=None
         )
 
-    def is_served(self, epilogue: Epilogue) -> bool:
+    def is_served(self, epilogue: Epilogue, sources: int) -> bool:
         """A sum or ReLU alone is no gain here."""
         return bool(epilogue.norms)
 

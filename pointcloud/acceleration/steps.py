@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -180,7 +180,7 @@ class Pending(Features):
 
     @property
     def like(self) -> Tensor:
-        return self.start.sources[0]
+        return self.start.sources[0] if self.value is None else self.value
 
     def compute(self) -> Tensor:
         """The value, from the nearest computed features before it, else from the convolution in one pass."""
@@ -192,6 +192,10 @@ class Pending(Features):
                     self.start.layer.split_at(self.epilogue)
                 self.start.runs += 1
                 self.value = self.start.layer.run(self.start, self.epilogue)
+            # Whoever holds these features need not hold what they were computed from.
+            self.start = replace(self.start, sources=())
+            self.epilogue = self.epilogue._replace(added=())
+            self.parent = self.step = None
         return self.value
 
     def is_within_reach(self) -> bool:

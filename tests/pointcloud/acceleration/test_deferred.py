@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -459,6 +460,34 @@ def test_weights_that_change_within_a_call() -> None:
         fast = pointcloud.accelerate(trained_like(Net(way)))
         with torch.no_grad(), pytest.raises(RuntimeError, match=f"{who} was changed within a call"):
             fast(cloud())
+
+
+def test_features_that_change_their_shape_in_place() -> None:
+    def turns(n: Any, x: SparseConvTensor) -> Any:
+        return n.conv1(x).features.t_()
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot change their shape, dtype or device in place: t_"):
+        pointcloud.accelerate(trained_like(Net(turns)))(cloud())
+
+
+def test_what_was_computed_holds_no_inputs() -> None:
+    """A skip keeps its own features alive, and not those that they were computed from."""
+    kept: list[Any] = []
+
+    def way(n: Any, x: SparseConvTensor) -> Any:
+        first = with_features(n.conv1(x), lambda f: n.bn1(f).relu())
+        kept.append(weakref.ref(first.features.node.compute()))
+        second = basic_block(n, first)
+        third = n.conv3(second)
+        assert len(third.features.sum(0)) == C
+        del first
+        kept.append(kept[0]() is None)
+        return second, third
+
+    fast = pointcloud.accelerate(trained_like(Net(way)))
+    with torch.no_grad():
+        fast(cloud())
+    assert kept[1]
 
 
 def autocast_within(n: Any, x: SparseConvTensor) -> Tensor:
