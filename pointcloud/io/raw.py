@@ -26,7 +26,7 @@ _LAYOUTS = (KITTI, NUSCENES, ("x", "y", "z", "red", "green", "blue"))
 # Below this many numbers the statistics of the columns say nothing.
 _ENOUGH = 512
 _LENGTHS = range(3, 9)
-_SAMPLE = 1 << 16  # rows that tell how long a row is
+_SAMPLE = 1 << 13  # rows that tell how long a row is
 # A row length explains a file clearly better than another where its share is this much larger.
 _CLEARLY = 0.1
 _ELONGATION = 4
@@ -51,7 +51,10 @@ def _in_words(dtype: np.dtype) -> str:
 
 def _column_share(values: Array, n_columns: int) -> float:
     """Share of the variance of the numbers that their column explains, 0 to 1: large for the true row length."""
-    rows = np.arcsinh(values[: values.size // n_columns * n_columns].reshape(-1, n_columns).astype(np.float64))
+    whole = values.reshape(-1, n_columns)
+    # Runs of neighbours: single rows at equal distances could fall into step with another row length.
+    parts = [whole[len(whole) * i // 4 :][: _SAMPLE // 4] for i in range(4)] if len(whole) > _SAMPLE else [whole]
+    rows = np.arcsinh(np.concatenate(parts).astype(np.float64))
     share = 0.0
     # Signed and absolute: x and y have the same mean in a full turn, x and z do not have the same size.
     for view in (rows, np.abs(rows)):
@@ -64,7 +67,7 @@ def _shares(values: Array, lengths: Sequence[int]) -> dict[int, float]:
     """How well each row length explains the numbers; empty where they are too few or not all finite."""
     if values.size < _ENOUGH or not np.isfinite(values).all():
         return {}
-    return {n: _column_share(values[: _SAMPLE * n], n) for n in lengths if values.size % n == 0}
+    return {n: _column_share(values, n) for n in lengths if values.size % n == 0}
 
 
 def _detect(path: Path, values: Array, dtype: np.dtype) -> tuple[str, ...]:

@@ -92,11 +92,11 @@ def test_each_encoding(tmp_path: Path, packets: int) -> None:
     n = len(xyz)
     rng = np.random.default_rng(1)
     rows, wide = rng.integers(-5, 1000, n), rng.integers(-(2**63), 2**63 - 1, n)
-    odd = rng.integers(0, 2**59, n)
+    odd = rng.integers(0, 2**60, n)
     fields += [
         ("rowIndex", 'type="Integer" minimum="-5" maximum="999"', pack((rows + 5).tolist(), 10)),
         ("wide", 'type="Integer"', pack([int(v) + 2**63 for v in wide], 64)),
-        ("odd", f'type="Integer" minimum="0" maximum="{2**59}"', pack(odd.tolist(), 60)),
+        ("odd", f'type="Integer" minimum="0" maximum="{2**60}"', pack(odd.tolist(), 61)),
         ("same", 'type="Integer" minimum="7" maximum="7"', b""),
         ("intensity", 'type="Float" precision="single"', floats(np.arange(n), "<f4")),
         ("colorRed", 'type="Integer" minimum="0" maximum="255"', bytes(range(n))),
