@@ -146,4 +146,4 @@ def _sensor(canvas: Canvas, box: Box, x: float, y: float, ring: float, step: flo
 def _scale_bar(canvas: Canvas, box: Box, length: float, step: float) -> None:
     left, top = box.left + 0.02 * box.width, box.bottom - 0.035 * box.height
     canvas.bar(left, top - 2, length, 4, WHITE)
-    canvas.text(left + length / 2, top - 8, f"{step:g} m", _LABEL, WHITE, "ms")
+    canvas.text(left + length / 2, top - 8, f"{step:g} m", _LABEL, WHITE, "ms", halo=PANEL)
