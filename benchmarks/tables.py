@@ -205,6 +205,7 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "pointcloud-resample": _case("pointcloud", "resample"),
     "pointcloud-network": _case("pointcloud", "network"),
     "pointcloud-network-two-threads": _case("pointcloud", "network", 2),
+    "pointcloud-detectors": _case("pointcloud", "detectors"),
     "pointcloud-training": _case("pointcloud", "training"),
     "video-reader": _case("video", "reader", measure="cpu_ms"),
     "video-networks": _case("video", "networks", measure="cpu_ms"),

@@ -86,7 +86,7 @@ def test_a_forked_process_computes_the_same() -> None:
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)  # torch's own pool of threads does not survive a fork; loaders' workers do the same
+            torch.set_num_threads(1)  # torch's pool of threads does not survive a fork; loaders' workers do the same
             signal.alarm(60)
             with torch.no_grad():
                 again = pc.SparseConvTensor(x.features, x.indices, x.spatial_shape, 1)
