@@ -17,7 +17,7 @@ from common_models.dtypes import multiplies_bf16 as multiplies_bf16
 from common_models.errors import ArgumentError
 from nlp.linear.optimize import Optimized, optimize
 from nlp.packing import Packing, attention, is_packed
-from nlp.packing.architectures import Parts, parts_of
+from nlp.packing.architectures import Parts, network_of, parts_of
 from nlp.prune.policy import Policy
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -90,8 +90,12 @@ def accelerate(
         ImportError: transformers is missing or older than 5.
 
     Passes that cannot be packed run padded as the original would: training with attention dropout or gradient
-    checkpointing, what torch traces or exports, decoding steps on a filled cache, masks with holes or of four axes, and
-    left padding where a pooler or head reads the first column. `output_attentions` is refused. What reads the states of
+    checkpointing, what torch traces, compiles or exports, decoding steps on a filled cache, masks with holes or of four
+    axes, left padding where a pooler or head reads the first column, right padding where `generate` reads the last;
+    and with a warning, once, `output_attentions` and a network whose attention was set to another
+    (`set_attn_implementation`). Without mask and cache, `position_ids` that begin anew within a row begin another
+    sequence, as in transformers. Adapters (peft) may be put on before or after. Copies and pickles are accelerated
+    networks of their own. What reads the states of
     padding finds zeros: in a causal loss on a batch that is padded on the left, leave out the label of each row's first
     token (-100).
 
@@ -115,7 +119,7 @@ def accelerate(
     chosen = dtypes.resolve(dtype, model, DTYPES)
     faster = _sharing_copy(model, None if dtype is None else chosen)
     layers = optimize(faster)
-    _set_attention(faster, _attention_of(parts))
+    _set_attention(faster, attention.of(parts.architecture))
     packing = Packing(faster, parts_of(faster), prune, task == "token", task)
     faster.acceleration = Acceleration(  # type: ignore[assignment]
         dtype=chosen,
@@ -139,7 +143,7 @@ def packed(model: Network) -> Iterator[Network]:
     """
     attention.register()
     parts = _parts(model)
-    before = _set_attention(model, _attention_of(parts))
+    before = _set_attention(model, attention.of(parts.architecture))
     packing = Packing(model, parts)
     try:
         yield model
@@ -158,14 +162,10 @@ def _parts(model: nn.Module) -> Parts:
     return parts
 
 
-def _attention_of(parts: Parts) -> str:
-    return attention.ADDITIVE if parts.architecture.own_attention else attention.NAME
-
-
 def _task(model: nn.Module, prune: Policy | None, task: str) -> str:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    name = type(model).__name__
+    name = type(network_of(model)).__name__
     read = ""  # by the head
     if name.endswith(_TOKEN_HEADS) or (
         name.endswith(_ONE_TOKEN_HEADS) and getattr(model.config, "classifier_pooling", "cls") == "mean"

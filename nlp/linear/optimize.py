@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common_models.modes import evaluating, is_hooked, owns_weight
-from nlp.linear.packed import ACTIVATIONS, PackedLinear, PackedMixin
+from nlp.linear.packed import ACTIVATIONS, FusedActivation, Fusion, PackedLinear, PackedMixin
 
 # Where an activation directly follows a linear layer in the feed-forward modules of transformers, and nothing else
 # reads the layer: (linear, activation, the method that runs them). What a module really does is tried by `_agrees`.
@@ -53,7 +53,8 @@ def optimize(model: nn.Module) -> Optimized:
     under the same names: `state_dict`, tied weights, saving, training and moves to other devices and dtypes stay as
     they were, and another model that shares the parameters is not touched. An activation that directly follows a layer
     in a known feed-forward module is computed together with it, after a trial on random numbers has shown that the
-    module still means the same.
+    module still means the same, and for as long as nothing comes between the two: an adapter around the layer or a hook
+    on it finds the plain product.
 
     Left alone, and listed in `left`: layers with hooks, subclasses and parametrised layers. A `model` that is itself
     a linear layer is left alone too. The first fast call in float32 or bfloat16 lays out a second copy of the weight,
@@ -148,7 +149,8 @@ def _fuse(module: nn.Module, agreed: dict[object, bool], places: Mapping[int, in
             agreed[key] = _agrees(module, linear, activation_name, name, method)
         if agreed[key]:
             linear.activation = name
-            setattr(module, activation_name, nn.Identity().train(module.training))
+            linear.fusion = Fusion(module, linear_name, activation_name, linear, activation)
+            setattr(module, activation_name, FusedActivation(linear.fusion).train(module.training))
             return linear_name
     return None
 

@@ -8,6 +8,7 @@ reordered weights in float32 (110 against 250 GFLOP/s on one core); in bfloat16 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,25 +41,70 @@ class _Packed:
         self.matrix = onednn.pack_linear(weight.t().contiguous() if transposed else weight, _LAYOUT_ROWS)
 
 
+@dataclass(eq=False)
+class Fusion:
+    """A linear layer that computes the activation which follows it in a module, and where both must stand for that.
+
+    Attributes:
+        module: whose code calls the layer and then the activation.
+        layer, slot: names of the two in the module.
+        linear: the layer.
+        activation: what it computes along with its product.
+    """
+
+    module: nn.Module
+    layer: str
+    slot: str
+    linear: nn.Module
+    activation: Callable[[Tensor], Tensor]
+
+    def holds(self) -> bool:
+        """Whether the two still follow each other and nothing looks in between.
+
+        An adapter that was put around the layer wants the plain product, as does a hook on the layer.
+        """
+        children, linear = self.module._modules, self.linear
+        return (
+            children.get(self.layer) is linear
+            and getattr(children.get(self.slot), "fusion", None) is self
+            and not (linear._forward_hooks or linear._backward_hooks or linear._backward_pre_hooks)
+        )
+
+
+class FusedActivation(nn.Module):
+    """Stands where an activation stood that a linear layer computes now; computes it where the layer does not."""
+
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x as it is, or activated where the two were parted."""
+        return x if self.fusion.holds() else self.fusion.activation(x)
+
+
 class PackedMixin(onednn.PackedModule):
     """What linear layers share that hold a reordered copy of `weight` beside it.
 
-    `activation` is applied to the result on every path: "none", "gelu" (erf), "gelu_tanh", "relu" or "silu".
+    `activation` is applied to the result on every path: "none", "gelu" (erf), "gelu_tanh", "relu" or "silu"; where a
+    `fusion` is set, as long as that holds.
 
     The copy is no parameter and no buffer: it is not saved, pickled, copied, moved or listed. It is made again when the
     weight changes; `onednn.PackedWeight` tells which changes are noticed at once and which within some calls.
     """
 
     activation: str
+    fusion: Fusion | None = None
     _transposed: bool  # whether the weight is [in, out]
     _packed: onednn.PackedWeight[_Packed]
 
     def _multiply(self, x: Tensor) -> Tensor:
         """act(x @ weight + bias) for x [..., in]."""
         packed = self._current(x)
+        activation = self.activation if self.fusion is None or self.fusion.holds() else "none"
         if packed is None:
-            return ACTIVATIONS[self.activation](self._plain(x))
-        return onednn.linear(x, packed.matrix, self._parameters["bias"], self.activation)
+            return ACTIVATIONS[activation](self._plain(x))
+        return onednn.linear(x, packed.matrix, self._parameters["bias"], activation)
 
     def _current(self, x: Tensor) -> _Packed | None:
         """The reordered weight, if the fast path computes exactly this call and faster; else None."""

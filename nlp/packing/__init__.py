@@ -8,15 +8,21 @@ output back as [B, S, C], zeros at padding. Heads, poolers and losses see what t
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import warnings
+from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from common_models.modes import exporting
-from nlp.packing.architectures import Parts, positions
+from nlp.packing import attention
+from nlp.packing.architectures import Parts, network_of, positions
 from nlp.packing.passes import (
     RUNNING,
     Batch,
@@ -29,6 +35,7 @@ from nlp.packing.passes import (
     is_fresh,
     new_cache,
     padded_state,
+    restarts,
     with_counts,
 )
 from nlp.packing.replacements import replace
@@ -40,14 +47,24 @@ _FIRST_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNext
 _FINAL_NORMS = ("norm", "final_norm", "ln_f")
 # Inputs with one value per token of the batch, packed like the ids.
 _PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
-_NO_COPY = (
-    "an accelerated network cannot be copied or pickled: save_pretrained and state_dict save its weights; "
-    "nlp.restore(model) gives the original, which can be copied and accelerated again"
-)
 Entry = TypeVar("Entry")
-# Networks with a head that run now, innermost last: their `Packing`, and what the base model's pass in them told.
-# Of this thread or task.
-_HEADS: ContextVar[tuple[tuple[Packing, Counts | None], ...]] = ContextVar("trisparse_nlp_heads", default=())
+# Networks with a head that run now, innermost last. Of this thread or task.
+_HEADS: ContextVar[tuple[_Head, ...]] = ContextVar("trisparse_nlp_heads", default=())
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A pass of a network with a head.
+
+    Attributes:
+        owner: whose hooks began it.
+        last: how many of the last columns the head reads; 0 for all of them.
+        counts: what the base model's pass in it told.
+    """
+
+    owner: Packing
+    last: int = 0
+    counts: Counts | None = None
 
 
 class Packing:
@@ -66,7 +83,8 @@ class Packing:
         self.parts = parts
         # Padded on the left, that head reads a padding token's state, which only a padded pass computes.
         causal = parts.architecture.causal or _is_decoder(parts.base)
-        pooled = getattr(parts.base, "pooler", None) is not None or type(model).__name__.endswith(_FIRST_TOKEN_HEADS)
+        head = type(network_of(model)).__name__
+        pooled = getattr(parts.base, "pooler", None) is not None or head.endswith(_FIRST_TOKEN_HEADS)
         self.reads_first = not causal and (pooled if policy is None else task == "cls")
         if policy is not None:
             policy.check(parts.n_calls, causal)
@@ -89,10 +107,14 @@ class Packing:
                 self._handles.append(norm.register_forward_hook(_all_rows))
         if model is not parts.base:
             self._handles += [
-                model.register_forward_pre_hook(self._listen),
+                model.register_forward_pre_hook(self._listen, with_kwargs=True),
                 model.register_forward_hook(self._tell, always_call=True),
             ]
         self._replaced = replace(parts)
+        configs: list[Any] = [getattr(module, "config", None) for module in parts.base.modules()]
+        self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
+        self._attention = attention.of(parts.architecture)
+        self._warned: set[str] = set()
         self._n = parts.n_calls
         self._rest = next(
             (name for name, p in self._signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None
@@ -105,15 +127,21 @@ class Packing:
         for module, name in self._replaced:
             delattr(module, name)
 
-    def __reduce__(self) -> Any:
-        raise TypeError(_NO_COPY)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_signature"}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise TypeError(_NO_COPY)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._signature = inspect.signature(self.parts.base.forward)
+        attention.register()  # it may have come from another process
 
     # The base model: from padded inputs to packed rows, and back.
 
     def _begin(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():  # every number of tokens would be compiled again
+            if self.policy is not None:
+                raise ValueError("a network that prunes cannot be compiled: the tokens that it removes differ by input")
+            return None
         begun, call = self._packed(base, args, kwargs)
         RUNNING.set((*_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self), begun))
         return None if begun.batch is None else ((), call)
@@ -123,11 +151,6 @@ class Packing:
         call = {**bound.arguments}
         if self._rest is not None:
             call.update(call.pop(self._rest, {}))
-        if _wanted(call, base, "output_attentions", False):
-            raise ValueError(
-                "output_attentions must be False: a packed network never has the attention matrix; "
-                "nlp.restore(model) gives the original, which has"
-            )
         ids, embeds, mask = call.get("input_ids"), call.get("inputs_embeds"), call.get("attention_mask")
         given = ids if ids is not None else embeds
         if given is None or given.ndim < 2:
@@ -145,14 +168,23 @@ class Packing:
         if why_not or batch is None:
             if self.policy is not None:
                 raise ValueError(f"a network that prunes cannot run this pass: {why_not}")
-            return Pass(self, None, live), None
+            return Pass(self, None, live, attentions=_wanted(call, base, "output_attentions", False)), None
         architecture = self.parts.architecture
         batch.causal = architecture.causal or _is_decoder(base)
         batch.as_tuple = _wanted(call, base, "return_dict", True) is False
         if batch.as_tuple:
             call["return_dict"] = True
+        cached = call.get("past_key_values") is not None or (batch.causal and _wanted(call, base, "use_cache", False))
         if call.get("position_ids") is None:
             call["position_ids"] = positions(architecture, base, ids, shape, given.device)
+        elif architecture.causal and mask is None and not cached:
+            # transformers' own rule: without mask and cache, positions that begin anew begin another sequence.
+            batch.parts = restarts(call["position_ids"], shape)
+            if batch.parts is not None and self.policy is not None:
+                raise ValueError(
+                    "a network that prunes cannot run this pass: position_ids begin anew within a row, which makes "
+                    "several sequences of it; give each its own row"
+                )
         for name in _PER_TOKEN:
             if call.get(name) is not None:
                 call[name] = batch.pack(call[name].expand(*shape, *call[name].shape[2:]))
@@ -169,12 +201,22 @@ class Packing:
                 )
             if "use_cache" in self._signature.parameters:
                 call["use_cache"] = False
-        elif call.get("past_key_values") is not None or (batch.causal and _wanted(call, base, "use_cache", False)):
+        elif cached:
             call["past_key_values"] = new_cache(batch, call.get("past_key_values"), base.config)
         return Pass(self, batch), call
 
     def _why_padded(self, base: nn.Module, call: dict[str, Any], batch: Batch | None, live: Tensor | None) -> str:
         """Why a pass must run on padded rows; empty where it can be packed."""
+        own = self._attention
+        other = next((c._attn_implementation for c in self._configs if c._attn_implementation != own), own)
+        if other != own:
+            why = f"attention was set to {other!r}, which knows no packed rows"
+            self._warn(f"{why}: model.set_attn_implementation({own!r}) sets it back")
+            return why
+        if _wanted(call, base, "output_attentions", False):
+            why = "output_attentions asks for attention matrices, which packed rows never have"
+            self._warn(why)
+            return why
         if base.training and _has_attention_dropout(base):
             return "in training mode with attention dropout (model.eval(), or set its attention dropout to 0)"
         if base.training and any(getattr(each, "gradient_checkpointing", False) for each in base.modules()):
@@ -194,9 +236,21 @@ class Packing:
                 return "attention_mask has holes between the tokens of a sequence"
             if self.reads_first and bool((live.any(1) & ~live[:, 0]).any()):
                 return "a head reads the first column, which is padding in a batch padded on the left"
+            heads = _HEADS.get()
+            last = heads[-1].last if heads and heads[-1].owner is self else 0
+            if last and bool((live.any(1) & ~live[:, -last:].all(1)).any()):
+                return "logits of padding are read, in a batch padded on the right (pad prompts on the left)"
         return ""
 
+    def _warn(self, why: str) -> None:
+        """Say once for each reason that passes of a network run padded."""
+        if self.policy is None and why not in self._warned:
+            self._warned.add(why)
+            warnings.warn(f"an accelerated network runs padded: {why}", UserWarning, stacklevel=2)
+
     def _end(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return None
         running = RUNNING.get()
         if not running or running[-1].owner is not self:
             return None  # `_begin` refused
@@ -218,19 +272,21 @@ class Packing:
                     output.past_key_values = fill_cache(batch)
                 states = getattr(output, "hidden_states", None)
                 if states is not None:
-                    output.hidden_states = tuple(padded_state(batch, i, state) for i, state in enumerate(states))
+                    output.hidden_states = tuple(
+                        None if state is None else padded_state(batch, i, state) for i, state in enumerate(states)
+                    )
                 told = counts_of(batch, self._n)
                 if batch.as_tuple:
                     output = output.to_tuple()
             heads = _HEADS.get()
-            if heads and heads[-1][0] is self:
-                _HEADS.set((*heads[:-1], (self, told)))
+            if heads and heads[-1].owner is self:
+                _HEADS.set((*heads[:-1], dataclasses.replace(heads[-1], counts=told)))
             return with_counts(output, told)
         finally:
             RUNNING.set(running[:-1])
 
     def _give_back(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        batch = in_flight()
+        batch = None if torch.compiler.is_compiling() else in_flight()
         if batch is None:
             return None
         if isinstance(output, Tensor):
@@ -263,17 +319,23 @@ class Packing:
 
     # The whole network, whose output class is not the base model's.
 
-    def _listen(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+    def _listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
         # Also what an interrupted pass of the base model has left, which the model's other parts must not find.
         RUNNING.set(_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self))
-        _HEADS.set((*_before(_HEADS.get(), [owner for owner, _ in _HEADS.get()], self), (self, None)))
+        last = kwargs.get("logits_to_keep", 0)  # `generate` reads the last column, padding or not
+        head = _Head(self, last if isinstance(last, int) else 1)
+        _HEADS.set((*_before(_HEADS.get(), [one.owner for one in _HEADS.get()], self), head))
 
     def _tell(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return None
         heads = _HEADS.get()
-        if not heads or heads[-1][0] is not self:
+        if not heads or heads[-1].owner is not self:
             return None  # a hook before ours failed
         _HEADS.set(heads[:-1])
-        return None if output is None else with_counts(output, heads[-1][1])
+        return None if output is None else with_counts(output, heads[-1].counts)
 
 
 def _before(entries: tuple[Entry, ...], owners: list[object], owner: object) -> tuple[Entry, ...]:

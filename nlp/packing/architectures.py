@@ -84,6 +84,13 @@ class Parts:
     n_calls: int
 
 
+def network_of(model: nn.Module) -> nn.Module:
+    """The Hugging Face network within what adapters (peft) were put around; the model itself where there are none."""
+    inner = getattr(model, "get_base_model", None)
+    found = inner() if callable(inner) else model
+    return found if isinstance(found, nn.Module) else model
+
+
 def parts_of(model: nn.Module) -> Parts:
     """The parts of a Hugging Face network.
 
@@ -103,7 +110,8 @@ def parts_of(model: nn.Module) -> Parts:
         raise ValueError(f"model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}{reason}")
     if getattr(config, "add_cross_attention", False):
         raise ValueError("model must not have cross-attention layers (config.add_cross_attention is set)")
-    base = getattr(model, "base_model", model)
+    network = network_of(model)
+    base = getattr(network, "base_model", network)
     if model_type == "t5" and hasattr(base, "encoder"):
         base = base.encoder
     if model_type == "t5" and getattr(base, "is_decoder", False):

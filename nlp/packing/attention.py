@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +11,23 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from common_kernels import varlen_attention
-from nlp.packing.passes import Batch, in_flight
+from nlp.packing.architectures import Architecture
+from nlp.packing.passes import Batch, in_flight, wants_attentions
 
 NAME = "trisparse"
 # For networks whose own attention, which padded passes run, adds its mask to the scores.
 ADDITIVE = "trisparse_additive"
+# What transformers hands to every attention and what changes nothing in its values, or is looked after elsewhere.
+_KNOWN = frozenset((
+    "dropout", "position_ids", "cache_position", "position_embeddings", "use_cache", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch", "logits_to_keep", "labels",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "is_first_iteration", "deterministic",
+))  # fmt: skip
+
+
+def of(architecture: Architecture) -> str:
+    """The attention of an architecture's accelerated networks."""
+    return ADDITIVE if architecture.own_attention else NAME
 
 
 def register() -> None:
@@ -37,9 +50,9 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """No mask for packed rows; scaled_dot_product_attention's where rows are padded."""
     if in_flight() is not None:
         return None
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import eager_mask, sdpa_mask
 
-    return sdpa_mask(*args, **kwargs)
+    return (eager_mask if wants_attentions() else sdpa_mask)(*args, **kwargs)
 
 
 def additive_mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -62,23 +75,39 @@ def attention(
     sliding_window: int | None = None,
     position_bias: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention of a layer: query [1, H, T, D] and un-repeated keys of a packed pass, else whatever sdpa takes.
 
     Returns:
-        [1, T, H, D], and no matrix.
+        [1, T, H, D], and no matrix; in a padded pass that must give it, the matrix [B, H, S, S] too.
+
+    Raises:
+        ValueError: an option that would change the values and is not known here, as a cap of the scores or sinks.
     """
     batch = in_flight()
     if batch is not None and not query.dtype == key.dtype == value.dtype:
         # Under autocast, rotations by fp32 tables give fp32 queries and keys beside values of the lower precision.
         query, key, value = (each.to(_product_dtype(value)) for each in (query, key, value))
     if batch is None:
+        if wants_attentions():
+            own: Any = sys.modules[type(module).__module__]
+            result: tuple[Tensor, Tensor] = own.eager_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window,
+                **({} if position_bias is None else {"position_bias": position_bias}), **kwargs,
+            )  # fmt: skip
+            return result
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal,
             position_bias=position_bias, **kwargs,
         )  # fmt: skip
+    unknown = [name for name, given in kwargs.items() if given is not None and name not in _KNOWN]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} was called with {', '.join(unknown)}, "
+            "which attention of packed rows does not know"
+        )
     if position_bias is not None:
         return _with_position_bias(batch, query, key, value, position_bias, scaling), None
     causal = getattr(module, "is_causal", batch.causal) if is_causal is None else is_causal

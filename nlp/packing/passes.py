@@ -22,6 +22,8 @@ class Batch:
         index: [T] int64, place b * S + s of each token in it.
         offsets: [B + 1] int64, where each sequence begins among the live tokens.
         causal: a token sees no later one.
+        parts: [P + 1] int64, where each of several sequences in a row begins, where positions begin anew within rows;
+            None where a row is one sequence.
         whole: there is no padding: the rows are the batch, flattened.
         empty: there is no token at all; a placeholder runs through the network, which takes at least one.
         removal: what pruning knows and did; None without a policy.
@@ -34,6 +36,7 @@ class Batch:
     index: Tensor
     offsets: Tensor
     causal: bool = False
+    parts: Tensor | None = None
     whole: bool = False
     empty: bool = False
     removal: Removal | None = None
@@ -45,7 +48,9 @@ class Batch:
         """[B + 1] int64: where each sequence begins among the rows that the network has now."""
         if self.empty:
             return torch.tensor([0, 1], device=self.offsets.device)
-        return self.offsets if self.removal is None else self.removal.offsets
+        if self.removal is not None:
+            return self.removal.offsets
+        return self.offsets if self.parts is None else self.parts
 
     def pack(self, x: Tensor) -> Tensor:
         """Rows [1, T, ...] of a padded input [B, S, ...]."""
@@ -79,6 +84,21 @@ def batch_of(shape: tuple[int, int], mask: Tensor | None, device: torch.device) 
     return Batch(shape, index, offsets, empty=not len(index))
 
 
+def restarts(positions: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    """Where sequences begin among the rows of an unpadded batch, [P + 1] int64; None where each row is one.
+
+    Args:
+        positions: [B, S] or [1, S]; one that does not follow the one before it begins another sequence.
+    """
+    b, s = shape
+    if s < 2 or positions.ndim != 2 or bool((positions.diff(dim=1) == 1).all()):
+        return None
+    begins = torch.ones(b, s, dtype=torch.bool, device=positions.device)
+    begins[:, 1:] = positions.diff(dim=1) != 1
+    first = begins.flatten().nonzero()[:, 0]
+    return torch.cat([first, first.new_tensor([b * s])])
+
+
 @dataclass(frozen=True)
 class Pass:
     """A forward pass of a hooked network: packed, or padded as usual where `batch` is None.
@@ -86,11 +106,13 @@ class Pass:
     Attributes:
         owner: whose hooks began it.
         mask: [B, S] bool of a padded pass over whole sequences, else None.
+        attentions: a padded pass must give attention matrices.
     """
 
     owner: object
     batch: Batch | None
     mask: Tensor | None = None
+    attentions: bool = False
 
 
 # Of this thread or task, innermost.
@@ -99,8 +121,16 @@ RUNNING: ContextVar[tuple[Pass, ...]] = ContextVar("trisparse_nlp_passes", defau
 
 def in_flight() -> Batch | None:
     """The packed forward pass that the caller is part of; None where rows are padded as usual."""
+    if torch.compiler.is_compiling():
+        return None
     running = RUNNING.get()
     return running[-1].batch if running else None
+
+
+def wants_attentions() -> bool:
+    """Whether the caller is part of a padded pass that must give attention matrices."""
+    running = () if torch.compiler.is_compiling() else RUNNING.get()
+    return bool(running) and running[-1].attentions
 
 
 def new_cache(batch: Batch, given: Any, config: Any) -> Any:

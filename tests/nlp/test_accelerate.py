@@ -193,12 +193,29 @@ def test_saves_a_plain_network(tmp_path: Path, attention: str) -> None:
     assert torch.equal(run(again, **batch).logits, run(model, **batch).logits)
 
 
-def test_copies_and_pickles_are_refused() -> None:
-    fast = accelerate(network("bert"))
-    for copied in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="cannot be copied or pickled: save_pretrained and state_dict save its"):
-            copied(fast)
-    assert pickle.loads(pickle.dumps(restore(fast))) is not None
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "t5", "llama"])
+def test_copies_and_pickles_are_packed_networks_of_their_own(model_type: str, copied: Any) -> None:
+    model = network(model_type)
+    batch = padded((3, 8), padding=padding_id(model))
+    want = run(model, **batch).last_hidden_state
+    fast = accelerate(model)
+    other = copied(fast)
+    with torch.no_grad():
+        for parameter in fast.parameters():  # the copy must use neither its memory nor its hooks
+            parameter.zero_()
+    got = run(other, **batch)
+    live = batch["attention_mask"].bool()
+    torch.testing.assert_close(got.last_hidden_state[live], want[live], rtol=2e-5, atol=2e-5)
+    assert got.kept[0].tolist() == [3, 8]  # told by packed passes only
+
+
+def test_a_copy_prunes_on_its_own() -> None:
+    fast = accelerate(network("bert"), prune=Cascade(keep=0.5, min_tokens=2))
+    batch = padded((12, 20))
+    other = copy.deepcopy(fast)
+    assert torch.equal(run(other, **batch).last_hidden_state, run(fast, **batch).last_hidden_state)
+    assert run(other, **batch).kept[-1].tolist() == run(fast, **batch).kept[-1].tolist() != [12, 20]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "mpnet", "t5"])
