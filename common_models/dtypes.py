@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +68,23 @@ def resolve(
             that would multiply it in fp32 anyhow; else a name of NAMES or a torch dtype.
         allowed: what this kind of network can compute in. The model's own dtype always is.
 
+    A warning says where the answer is bf16 and the model's processor does not multiply bf16, and so is slower in it.
+
     Raises:
         TypeError: neither None, a name nor a torch dtype.
         ValueError: an unknown name, or a dtype that is not allowed.
     """
+    chosen = _resolved(dtype, model, allowed)
+    if chosen == torch.bfloat16 and not multiplies_bf16(_device(model)):
+        warnings.warn(
+            "bf16 is slower than fp32 on this processor, which does not multiply bf16: dtype='auto' takes the faster",
+            UserWarning,
+            stacklevel=3,
+        )
+    return chosen
+
+
+def _resolved(dtype: str | torch.dtype | None, model: nn.Module, allowed: tuple[torch.dtype, ...]) -> torch.dtype:
     mine = own(model)
     if dtype is None:
         return mine
@@ -90,8 +104,12 @@ def resolve(
     return dtype
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def _fastest(mine: torch.dtype, model: nn.Module, allowed: tuple[torch.dtype, ...]) -> torch.dtype:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     bf16 = multiplies_bf16(device)
     if mine == torch.float32 and bf16 and torch.bfloat16 in allowed:
         return torch.bfloat16

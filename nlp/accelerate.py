@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from nlp.linear.optimize import Optimized, optimize
 from nlp.packing import Packing, attention, is_packed
 from nlp.packing.architectures import Parts, network_of, parts_of
 from nlp.prune.policy import Policy
+from nlp.sentences import Handed, is_sentence_model, places_of, task_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,7 +44,7 @@ class Acceleration(acceleration.Acceleration):
         prune: the policy that removes tokens, or None.
         task: what the outputs are for.
         layers: which linear layers were replaced and which activations were fused.
-        packing: the hooks that run the network without padding.
+        packing: what runs the network without padding; in a model of sentence-transformers, its first network.
     """
 
     prune: Policy | None
@@ -75,7 +77,9 @@ def accelerate(
     shares. `restore` gives the original.
 
     Args:
-        model: a Hugging Face network of one of `nlp.packing.architectures.ARCHITECTURES`, with any head.
+        model: a Hugging Face network of one of `nlp.packing.architectures.ARCHITECTURES`, with any head and adapters
+            (peft); or a SentenceTransformer, CrossEncoder, SparseEncoder or MultiVectorEncoder of sentence-transformers
+            around such networks, whose `encode`, `predict` and `rank` go on as they were.
         prune: which tokens go on from layer to layer (`Cascade`, `Threshold`, `Mass`, `Merge`); None for all.
         dtype: None keeps the model's own; "auto" is the fastest that the model's device computes (bf16 where it
             multiplies bf16); else "fp32", "fp16", "bf16", "fp64" or a torch dtype.
@@ -84,7 +88,7 @@ def accelerate(
             "token" (every input token has an output: its state when it left) or "auto", by the model's head.
 
     Raises:
-        TypeError: not a Hugging Face network; a prune that is not a policy; a dtype of another type.
+        TypeError: neither of the two; a prune that is not a policy; a dtype of another type.
         ValueError: a network that is accelerated already; an unknown architecture, dtype or task; pruning where the
             architecture does not allow it, or a task that does not fit the model's head.
         ImportError: transformers is missing or older than 5.
@@ -108,9 +112,11 @@ def accelerate(
         tensor([4, 6])
     """
     attention.register()
-    parts = _parts(model)
     if prune is not None and not isinstance(prune, Policy):
         raise TypeError(f"prune must be a policy such as nlp.Cascade, or None, got {type(prune).__name__}")
+    if is_sentence_model(model):
+        return _sentence_model(model, prune, dtype, task)
+    parts = _parts(model)
     if prune is not None and not parts.architecture.can_prune:
         raise ArgumentError(
             "prune", f"must be None for {type(model).__name__}: its attention depends on distances in rows"
@@ -130,6 +136,36 @@ def accelerate(
         task=task,
         layers=layers,
         packing=packing,
+    )
+    return faster
+
+
+def _sentence_model(model: Network, prune: Policy | None, dtype: torch.dtype | str | None, task: str) -> Network:
+    """A model of sentence-transformers with its networks accelerated; its other steps keep their dtype."""
+    acceleration.check_not_accelerated(model)
+    places = places_of(model)
+    own = dtypes.own(model)
+    if prune is not None and task == "auto":
+        task = task_of(model) or "auto"
+    made = {place.full: accelerate(place.network, prune=prune, dtype=dtype, task=task) for place in places}
+    faster = _sharing_copy(model, None, leave=[place.network for place in places])
+    for place in places:
+        network = made[place.full]
+        step = faster.get_submodule(place.path) if place.path else faster
+        setattr(step, place.name, network)
+        done: Any = network.acceleration
+        handed = Handed(own if done.dtype != own else None, prune is not None and done.task == "pool")
+        if handed.dtype is not None or handed.dropped:
+            step.register_forward_hook(handed)
+    first: Any = made[places[0].full].acceleration
+    each: list[tuple[str, Any]] = [(name, network.acceleration) for name, network in made.items()]
+    layers = Optimized(
+        tuple(f"{name}.{one}" for name, done in each for one in done.layers.linears),
+        tuple(f"{name}.{one}" for name, done in each for one in done.layers.fused),
+        {f"{name}.{one}": why for name, done in each for one, why in done.layers.left.items()},
+    )
+    faster.acceleration = dataclasses.replace(
+        first, changed=list(layers.linears), left=dict(layers.left), layers=layers, original=model
     )
     return faster
 
@@ -182,9 +218,13 @@ def _task(model: nn.Module, prune: Policy | None, task: str) -> str:
     return task
 
 
-def _sharing_copy(model: Network, dtype: torch.dtype | None) -> Network:
-    """Another object of the same class whose parameters lie in the same memory, or are converted."""
-    memo: dict[int, Any] = {}
+def _sharing_copy(model: Network, dtype: torch.dtype | None, leave: Sequence[nn.Module] = ()) -> Network:
+    """Another object of the same class whose parameters lie in the same memory, or are converted.
+
+    Args:
+        leave: modules that the copy shares.
+    """
+    memo: dict[int, Any] = {id(module): module for module in leave}
     for parameter in model.parameters():
         converted = dtype is not None and parameter.is_floating_point()
         data = parameter.detach().to(dtype) if converted else parameter.detach()

@@ -1,7 +1,7 @@
 """Run a Hugging Face network on rows without padding: pack its inputs, hook its layers, give back padded outputs.
 
-The network's code stays as it is, but for the few methods in `nlp.packing.replacements`. Hooks on the base model
-replace a padded batch [B, S] by one row of all live tokens [1, T] with their own positions; the attention of
+The network's code stays as it is, but for the few methods in `nlp.packing.replacements`. Calls of the base model are
+handed a padded batch [B, S] as one row of all live tokens [1, T] with their own positions; the attention of
 `nlp.packing.attention` finds the sequences' limits in the `Batch` in flight; a hook on the stack of layers gives its
 output back as [B, S, C], zeros at padding. Heads, poolers and losses see what they always saw.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from common_models.modes import exporting
 from nlp.packing import attention
 from nlp.packing.architectures import Parts, network_of, positions
+from nlp.packing.forward import wrap, wrapped_by
 from nlp.packing.passes import (
     RUNNING,
     Batch,
@@ -47,7 +48,6 @@ _FIRST_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNext
 _FINAL_NORMS = ("norm", "final_norm", "ln_f")
 # Inputs with one value per token of the batch, packed like the ids.
 _PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
-Entry = TypeVar("Entry")
 # Networks with a head that run now, innermost last. Of this thread or task.
 _HEADS: ContextVar[tuple[_Head, ...]] = ContextVar("trisparse_nlp_heads", default=())
 
@@ -83,8 +83,9 @@ class Packing:
         self.parts = parts
         # Padded on the left, that head reads a padding token's state, which only a padded pass computes.
         causal = parts.architecture.causal or _is_decoder(parts.base)
-        head = type(network_of(model)).__name__
-        pooled = getattr(parts.base, "pooler", None) is not None or head.endswith(_FIRST_TOKEN_HEADS)
+        network = network_of(model)
+        pooled = getattr(parts.base, "pooler", None) is not None
+        pooled = pooled or type(network).__name__.endswith(_FIRST_TOKEN_HEADS)
         self.reads_first = not causal and (pooled if policy is None else task == "cls")
         if policy is not None:
             policy.check(parts.n_calls, causal)
@@ -92,10 +93,10 @@ class Packing:
         self.restore = restore
         self.task = task
         self._signature = inspect.signature(parts.base.forward)
-        self._handles: list[RemovableHandle] = [
-            parts.base.register_forward_pre_hook(self._begin, with_kwargs=True),
-            parts.base.register_forward_hook(self._end, always_call=True),
-        ]
+        self._forwards = [wrap(parts.base, self._run_base)]
+        heads = {id(each): each for each in (network, model) if each is not parts.base}
+        self._forwards += [wrap(each, self._run_head) for each in heads.values()]
+        self._handles: list[RemovableHandle] = []
         if parts.stack is not parts.base:
             self._handles.append(parts.stack.register_forward_hook(self._give_back))
         if policy is not None:
@@ -105,11 +106,6 @@ class Packing:
             if parts.architecture.needs_all_rows:
                 norm = parts.base.get_submodule(parts.architecture.needs_all_rows)
                 self._handles.append(norm.register_forward_hook(_all_rows))
-        if model is not parts.base:
-            self._handles += [
-                model.register_forward_pre_hook(self._listen, with_kwargs=True),
-                model.register_forward_hook(self._tell, always_call=True),
-            ]
         self._replaced = replace(parts)
         configs: list[Any] = [getattr(module, "config", None) for module in parts.base.modules()]
         self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
@@ -122,6 +118,8 @@ class Packing:
 
     def remove(self) -> None:
         """Take all hooks off the network."""
+        for forward in self._forwards:
+            forward.remove()
         for handle in self._handles:
             handle.remove()
         for module, name in self._replaced:
@@ -132,19 +130,30 @@ class Packing:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._signature = inspect.signature(self.parts.base.forward)
+        self._signature = inspect.signature(type(self.parts.base).forward.__get__(self.parts.base))
         attention.register()  # it may have come from another process
 
     # The base model: from padded inputs to packed rows, and back.
 
-    def _begin(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_base(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # every number of tokens would be compiled again
             if self.policy is not None:
                 raise ValueError("a network that prunes cannot be compiled: the tokens that it removes differ by input")
-            return None
-        begun, call = self._packed(base, args, kwargs)
-        RUNNING.set((*_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self), begun))
-        return None if begun.batch is None else ((), call)
+            return forward(*args, **kwargs)
+        before = RUNNING.get()
+        begun, call = self._packed(self.parts.base, args, kwargs)
+        RUNNING.set((*before, begun))
+        try:
+            if begun.batch is None:
+                output, told = forward(*args, **kwargs), self._padded_counts(begun)
+            else:
+                output, told = self._finished(begun.batch, forward(**call))
+        finally:
+            RUNNING.set(before)
+        heads = _HEADS.get()
+        if heads and heads[-1].owner is self:
+            _HEADS.set((*heads[:-1], dataclasses.replace(heads[-1], counts=told)))
+        return with_counts(output, told)
 
     def _packed(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Pass, Any]:
         bound = self._signature.bind(*args, **kwargs)
@@ -248,42 +257,23 @@ class Packing:
             self._warned.add(why)
             warnings.warn(f"an accelerated network runs padded: {why}", UserWarning, stacklevel=2)
 
-    def _end(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return None
-        running = RUNNING.get()
-        if not running or running[-1].owner is not self:
-            return None  # `_begin` refused
-        batch = running[-1].batch
-        try:
-            if output is None:  # the pass failed
-                return None
-            if batch is None:
-                live = running[-1].mask
-                told = (
-                    None
-                    if live is None
-                    else counts_of(batch_of((len(live), live.shape[1]), live, live.device), self._n)
-                )
-            else:
-                if self.parts.stack is base:
-                    output = self._give_back(base, args, output)
-                if batch.cache is not None:
-                    output.past_key_values = fill_cache(batch)
-                states = getattr(output, "hidden_states", None)
-                if states is not None:
-                    output.hidden_states = tuple(
-                        None if state is None else padded_state(batch, i, state) for i, state in enumerate(states)
-                    )
-                told = counts_of(batch, self._n)
-                if batch.as_tuple:
-                    output = output.to_tuple()
-            heads = _HEADS.get()
-            if heads and heads[-1].owner is self:
-                _HEADS.set((*heads[:-1], dataclasses.replace(heads[-1], counts=told)))
-            return with_counts(output, told)
-        finally:
-            RUNNING.set(running[:-1])
+    def _padded_counts(self, begun: Pass) -> Counts | None:
+        live = begun.mask
+        return None if live is None else counts_of(batch_of((len(live), live.shape[1]), live, live.device), self._n)
+
+    def _finished(self, batch: Batch, output: Any) -> tuple[Any, Counts]:
+        """The output of a packed pass as the caller wants it, and what is told of it."""
+        if self.parts.stack is self.parts.base:
+            output = self._give_back(self.parts.base, (), output)
+        if batch.cache is not None:
+            output.past_key_values = fill_cache(batch)
+        states = getattr(output, "hidden_states", None)
+        if states is not None:
+            output.hidden_states = tuple(
+                None if state is None else padded_state(batch, i, state) for i, state in enumerate(states)
+            )
+        told = counts_of(batch, self._n)
+        return (output.to_tuple() if batch.as_tuple else output), told
 
     def _give_back(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         batch = None if torch.compiler.is_compiling() else in_flight()
@@ -319,32 +309,20 @@ class Packing:
 
     # The whole network, whose output class is not the base model's.
 
-    def _listen(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _run_head(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():
-            return
-        # Also what an interrupted pass of the base model has left, which the model's other parts must not find.
-        RUNNING.set(_before(RUNNING.get(), [one.owner for one in RUNNING.get()], self))
+            return forward(*args, **kwargs)
         last = kwargs.get("logits_to_keep", 0)  # `generate` reads the last column, padding or not
-        head = _Head(self, last if isinstance(last, int) else 1)
-        _HEADS.set((*_before(_HEADS.get(), [one.owner for one in _HEADS.get()], self), head))
-
-    def _tell(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return None
-        heads = _HEADS.get()
-        if not heads or heads[-1].owner is not self:
-            return None  # a hook before ours failed
-        _HEADS.set(heads[:-1])
-        return None if output is None else with_counts(output, heads[-1].counts)
-
-
-def _before(entries: tuple[Entry, ...], owners: list[object], owner: object) -> tuple[Entry, ...]:
-    """The entries before an owner's first one: a network never runs within itself, so that one was interrupted.
-
-    torch calls hooks after a KeyboardInterrupt no more.
-    """
-    first = next((i for i, each in enumerate(owners) if each is owner), len(entries))
-    return entries[:first]
+        before = _HEADS.get()
+        _HEADS.set((*before, _Head(self, last if isinstance(last, int) else 1)))
+        try:
+            output = forward(*args, **kwargs)
+            counts = _HEADS.get()[-1].counts
+        finally:
+            _HEADS.set(before)
+        if before and before[-1].owner is self:  # an adapter around the network
+            _HEADS.set((*before[:-1], dataclasses.replace(before[-1], counts=counts)))
+        return with_counts(output, counts)
 
 
 def _all_rows(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -375,9 +353,5 @@ def _has_attention_dropout(base: nn.Module) -> bool:
 
 
 def is_packed(model: nn.Module) -> bool:
-    """Whether hooks of a `Packing` are on a network, or on the base model inside of it."""
-    return any(
-        isinstance(getattr(hook, "__self__", None), Packing)
-        for module in model.modules()
-        for hook in module._forward_pre_hooks.values()
-    )
+    """Whether a `Packing` runs a network, or the base model inside of it."""
+    return any(isinstance(getattr(wrapped_by(module), "__self__", None), Packing) for module in model.modules())

@@ -18,6 +18,7 @@ from torch import Tensor
 from common_models import dtypes
 from common_models.errors import ArgumentError
 from common_models.files import replace_atomically
+from common_models.modes import check_evaluating
 from common_models.names import did_you_mean
 from common_models.pretrained import read_card
 from common_models.scores import ClassScore, best_classes
@@ -239,6 +240,7 @@ class TextClassifier:
     def _batch(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
         """Probabilities [C] and tokens left, of each window of a batch."""
         ids, mask = padded(windows, self._pad, self.model.device)
+        check_evaluating(self.model)  # dropout would change every answer
         out = self.model(input_ids=ids, attention_mask=mask)
         logits = out.logits.double()
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu().numpy()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common_models import dtypes
+from common_models.modes import check_evaluating
 from common_models.threads import set_threads
 from nlp.accelerate import accelerate
 from nlp.packing.architectures import parts_of
@@ -227,6 +228,7 @@ class Embedder:
     def _pooled(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
         """Pooled output, float32 [H], and tokens left, of each window of a batch."""
         ids, mask = padded(windows, self._pad, self.model.device)
+        check_evaluating(self.model)  # dropout would change every answer
         out = self.model(input_ids=ids, attention_mask=mask)
         pooled, kept = pool(out, mask, self.pooling)
         return list(zip(pooled.cpu().numpy(), kept.tolist()))
