@@ -114,7 +114,7 @@ def save_pretrained(
 
     The file's metadata holds under "card" a JSON object: description, architecture (class of transformers), config,
     tokenizer (the text of a tokenizer.json) and special_tokens, license, recipe, results, pooling, normalize,
-    max_tokens, prompt, lowercase and steps. The file appears whole or not at all.
+    max_tokens, prompt, lowercase, truncate_dim and steps. The file appears whole or not at all.
 
     Args:
         card: by default the one that `load_pretrained` gave to the model, its attribute `card`.
@@ -160,6 +160,7 @@ def save_pretrained(
         "max_tokens": known.max_tokens,
         "prompt": known.prompt,
         "lowercase": known.lowercase,
+        "truncate_dim": known.truncate_dim,
         "steps": list(known.steps),
     }
     if tokenizer is not None:
@@ -288,7 +289,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         **dict.fromkeys(("description", "architecture", "license", "pooling", "prompt", "tokenizer"), str),
         **dict.fromkeys(("config", "recipe", "results", "special_tokens"), dict),
         **dict.fromkeys(("normalize", "lowercase"), bool),
-        "max_tokens": int,
+        **dict.fromkeys(("max_tokens", "truncate_dim"), int),
         "steps": list,
     }
     required = ("description", "architecture", "config")
@@ -324,6 +325,7 @@ def _load_file(name: str, path: Path) -> Any:
         source=where,
         prompt=stated.get("prompt", ""),
         lowercase=stated.get("lowercase", False),
+        truncate_dim=stated.get("truncate_dim"),
         steps=tuple(map(str, stated.get("steps", ()))),
         recipe=stated.get("recipe", {}),
         results=stated.get("results", {}),

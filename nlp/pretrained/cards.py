@@ -34,6 +34,7 @@ class ModelCard(cards.ModelCard):
         normalize: whether embeddings are divided by their length.
         max_tokens: longest input with special tokens, None where there is no limit.
         dimensions: numbers per token output.
+        truncate_dim: how many of an embedding's numbers stay, None for all of them.
         source: file or folder of the weights.
         prompt: what every text is prefixed with.
         lowercase: whether texts are lower-cased before they are tokenised.
@@ -45,6 +46,7 @@ class ModelCard(cards.ModelCard):
     normalize: bool = False
     max_tokens: int | None = None
     dimensions: int = 0
+    truncate_dim: int | None = None
     source: str = ""
     prompt: str = ""
     lowercase: bool = False
@@ -95,7 +97,7 @@ def folder_card(name: str, path: Path, architecture: str, config: Any) -> ModelC
 
 
 def _with_sentence_settings(card: ModelCard, path: Path) -> ModelCard:
-    """Longest input, case and prompt as sentence-transformers keeps them."""
+    """Longest input, case, prompt and numbers that stay, as sentence-transformers keeps them."""
     settings = path / "sentence_bert_config.json"
     if settings.is_file():
         stated = model_files.read_json(settings)
@@ -108,6 +110,11 @@ def _with_sentence_settings(card: ModelCard, path: Path) -> ModelCard:
     prompts = path / "config_sentence_transformers.json"
     if prompts.is_file():
         stated = model_files.read_json(prompts)
+        first = stated.get("truncate_dim")
+        if first is not None:
+            if type(first) is not int or first < 1:
+                raise ValueError(f"{prompts}: truncate_dim must be a whole number of at least 1, got {first!r}")
+            card = replace(card, truncate_dim=first)
         default = stated.get("default_prompt_name")
         if default is not None:
             texts = stated.get("prompts")

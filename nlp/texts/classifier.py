@@ -230,6 +230,7 @@ class TextClassifier:
 
     def _probabilities(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Probabilities [C], tokens seen, tokens cut, and tokens left at the end, of each text."""
+        check_evaluating(self.model)  # dropout would change every answer
         for pieces in stream(self._cutter, texts, self._batch, self.max_tokens):
             counts = np.array([len(window.ids) for window, _ in pieces])
             probability = counts @ np.stack([found for _, (found, _) in pieces]) / counts.sum()
@@ -240,7 +241,6 @@ class TextClassifier:
     def _batch(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
         """Probabilities [C] and tokens left, of each window of a batch."""
         ids, mask = padded(windows, self._pad, self.model.device)
-        check_evaluating(self.model)  # dropout would change every answer
         out = self.model(input_ids=ids, attention_mask=mask)
         logits = out.logits.double()
         probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu().numpy()
@@ -332,7 +332,7 @@ def _embedder_of(
     network = card["network"]
     if network is None:
         raise ValueError(f"{path} does not name the network that it was fitted on: give embedder=")
-    known = ("pooling", "normalize", "max_length", "overflow", "prompt", "lowercase")
+    known = ("pooling", "normalize", "max_length", "overflow", "prompt", "lowercase", "truncate_dim")
     unknown = sorted(set(card["settings"]) - set(known))
     if unknown:
         hint = did_you_mean(unknown[0], known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common_models import dtypes
+from common_models.errors import ArgumentError
 from common_models.modes import check_evaluating
 from common_models.threads import set_threads
 from nlp.accelerate import accelerate
@@ -61,6 +63,8 @@ class Embedder:
         max_tokens: tokens of a batch.
         prompt: prefix of every text.
         lowercase: whether texts are lower-cased before they are tokenised.
+        truncate_dim: how many of an embedding's numbers stay, the first ones, after the normalisation as in
+            sentence-transformers; None for all. For networks that were trained to bear it (Matryoshka).
 
     Raises:
         ValueError: an argument outside of its range, or a tokenizer that is not the model's.
@@ -84,11 +88,15 @@ class Embedder:
         max_tokens: int = 8192,
         prompt: str = "",
         lowercase: bool = False,
+        truncate_dim: int | None = None,
     ) -> None:
         if pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, got {pooling!r}")
         if type(max_tokens) is not int or max_tokens < 1:
             raise ValueError(f"max_tokens must be a whole number of at least 1, got {max_tokens!r}")
+        if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+            raise ArgumentError("truncate_dim", f"must be None or a whole number of at least 1, got {truncate_dim!r}")
+        self.truncate_dim = truncate_dim
         self.model, self.tokenizer = model, tokenizer
         self.pooling, self.normalize, self.max_tokens = pooling, normalize, max_tokens
         self._cutter = Cutter(tokenizer, length_limit(model, tokenizer, max_length), overflow, prompt, lowercase)
@@ -139,6 +147,7 @@ class Embedder:
             "normalize": card.normalize or card.pooling is None,
             "prompt": card.prompt,
             "lowercase": card.lowercase,
+            "truncate_dim": card.truncate_dim,
         }
         stated.update(options)
         network = whole.base_model
@@ -153,7 +162,7 @@ class Embedder:
     @property
     def dimensions(self) -> int:
         """Numbers of an embedding."""
-        return int(self.model.config.hidden_size)
+        return min(int(self.model.config.hidden_size), self.truncate_dim or sys.maxsize)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,6 +185,7 @@ class Embedder:
             "overflow": cutter.overflow,
             "prompt": cutter.prompt,
             "lowercase": cutter.lowercase,
+            "truncate_dim": self.truncate_dim,
         }
 
     def __call__(self, text: str) -> Embedding:
@@ -191,7 +201,7 @@ class Embedder:
 
         Raises:
             TypeError: a text that is not a str; the message names its position.
-            ValueError: a text that is not Unicode, or too long with overflow "error".
+            ValueError: a text that is not Unicode, or too long with overflow "error"; a model in training mode.
         """
         rows, cut, lost = [], 0, 0
         for found in self.stream(texts):
@@ -211,6 +221,7 @@ class Embedder:
         Raises:
             TypeError, ValueError: as `embed`, after the embeddings of all texts before the one at fault.
         """
+        check_evaluating(self.model)  # dropout would change every answer
         for pieces in stream(self._cutter, texts, self._pooled, self.max_tokens):
             vectors = np.stack([vector for _, (vector, _) in pieces]).astype(np.float64)
             counts = np.array([len(window.ids) for window, _ in pieces])
@@ -218,7 +229,7 @@ class Embedder:
             if self.normalize:
                 vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
             yield Embedding(
-                vector=vector.astype(np.float32),
+                vector=vector[: self.truncate_dim].astype(np.float32),
                 tokens=int(counts.sum()),
                 truncated=sum(window.cut for window, _ in pieces),
                 kept=sum(kept for _, (_, kept) in pieces),
@@ -228,7 +239,6 @@ class Embedder:
     def _pooled(self, windows: list[Window]) -> list[tuple[np.ndarray, int]]:
         """Pooled output, float32 [H], and tokens left, of each window of a batch."""
         ids, mask = padded(windows, self._pad, self.model.device)
-        check_evaluating(self.model)  # dropout would change every answer
         out = self.model(input_ids=ids, attention_mask=mask)
         pooled, kept = pool(out, mask, self.pooling)
         return list(zip(pooled.cpu().numpy(), kept.tolist()))

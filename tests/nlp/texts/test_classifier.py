@@ -87,6 +87,14 @@ def test_long_texts() -> None:
     np.testing.assert_allclose(probabilities([split], list(NAMES.values()))[0], mean, atol=1e-5)
 
 
+def test_networks_in_training_mode_are_refused() -> None:
+    classifier = TextClassifier(
+        tiny_models.bert("BertForSequenceClassification", pad_token_id=0).train(), tiny_models.tokenizer()
+    )
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but .* call model.eval"):
+        classifier("a film")
+
+
 def test_answers_before_a_bad_text_are_not_lost() -> None:
     stream = TextClassifier(network(), tiny_models.tokenizer()).stream(["film", "plot", 3, "film"])
     assert next(stream).tokens == 3 == next(stream).tokens

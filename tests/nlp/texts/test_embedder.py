@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5")
 
-from nlp.pretrained import MINILM, list_pretrained, load_pretrained, load_tokenizer
+from nlp.pretrained import MINILM, list_pretrained, load_pretrained, load_tokenizer, save_pretrained
 from nlp.prune import Cascade, Mass, Merge, Policy, Threshold
 from nlp.texts.embedder import Embedder, pool
 from nlp.texts.packer import BatchError
@@ -91,6 +91,29 @@ def test_folders_equal_sentence_transformers(mode: str, normalize: bool, tmp_pat
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "as it is"])
+def test_the_first_numbers_of_an_embedding(normalize: bool, tmp_path: Path) -> None:
+    peers = pytest.importorskip("sentence_transformers")
+    path = tiny_models.sentence_folder(tmp_path / "x", normalize=normalize)
+    (path / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 8}))
+    embedder = Embedder.load(path)
+    expected = peers.SentenceTransformer(str(path), device="cpu").encode(TEXTS)
+    assert expected.shape[1] == embedder.dimensions == embedder.embed([]).shape[1] == 8
+    np.testing.assert_allclose(embedder.embed(TEXTS), expected, rtol=0, atol=1e-5)
+    assert embedder.settings["truncate_dim"] == embedder.card.truncate_dim == 8
+    save_pretrained(tiny_models.bert(), tmp_path / "y.safetensors", embedder.card, tokenizer=tiny_models.tokenizer())
+    assert load_pretrained(tmp_path / "y.safetensors").card.truncate_dim == 8
+    for wrong in (0, 2.5, "8"):
+        with pytest.raises(ValueError, match="truncate_dim must be None or a whole number of at least 1"):
+            Embedder(embedder.model, embedder.tokenizer, truncate_dim=wrong)  # type: ignore[arg-type]
+
+
+def test_networks_in_training_mode_are_refused() -> None:
+    network = tiny_models.bert().train()
+    with pytest.raises(ValueError, match="model must be in evaluation mode, but .* call model.eval"):
+        Embedder(network, tiny_models.tokenizer()).embed(["a film"])
+
+
 def test_the_base_of_a_network_with_a_head(tmp_path: Path) -> None:
     model = tiny_models.bert("BertForMaskedLM")
     found = Embedder.load(tiny_models.save(model, tmp_path / "x"))
@@ -108,6 +131,7 @@ def test_options_beat_the_files(folder: Path) -> None:
         "overflow": "truncate",
         "prompt": "the ",
         "lowercase": True,
+        "truncate_dim": None,
     }
     again = Embedder(load_pretrained(folder), load_tokenizer(folder), **found.settings)
     np.testing.assert_allclose(found.embed(TEXTS[3:5]), again.embed(TEXTS[3:5]), rtol=0, atol=1e-5)
