@@ -46,8 +46,9 @@ from nlp.prune.removal import Removal
 _FIRST_TOKEN_HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 # Norms that base models apply after their last layer.
 _FINAL_NORMS = ("norm", "final_norm", "ln_f")
-# Inputs with one value per token of the batch, packed like the ids.
-_PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids")
+# Inputs with a value for each token of the batch, packed like the ids.
+_PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "bbox", "task_type_ids")
+_PACKED = (*_PER_TOKEN, "attention_mask")
 # Networks with a head that run now, innermost last. Of this thread or task.
 _HEADS: ContextVar[tuple[_Head, ...]] = ContextVar("trisparse_nlp_heads", default=())
 
@@ -99,6 +100,8 @@ class Packing:
         self._handles: list[RemovableHandle] = []
         if parts.stack is not parts.base:
             self._handles.append(parts.stack.register_forward_hook(self._give_back))
+        elif isinstance(pooler := getattr(parts.base, "pooler", None), nn.Module):
+            self._handles.append(pooler.register_forward_pre_hook(self._before_pooler))
         if policy is not None:
             self._handles += [
                 layer.register_forward_pre_hook(self._between, with_kwargs=True) for layer in parts.layers
@@ -232,6 +235,14 @@ class Packing:
             return "with gradient checkpointing, which runs layers again outside of the pass"
         if call.get("encoder_hidden_states") is not None:
             return "encoder_hidden_states were given"
+        ids = call.get("input_ids")
+        if getattr(base.config, "token_dropout", False) and ids is not None:
+            if bool((ids == getattr(base.config, "mask_token_id", None)).any()):
+                return "token_dropout scales the tokens of each row by its masks"
+        given = ids if ids is not None else call["inputs_embeds"]
+        for name, value in call.items():
+            if name not in _PACKED and isinstance(value, Tensor) and value.shape[:2] == given.shape[:2]:
+                return f"{name} has a value for each token, which is not known here"
         past = call.get("past_key_values")
         if past is not None and (self.policy is not None or not is_fresh(past)):
             return "a key-value cache was given (see nlp.PrunedCache for generation)"
@@ -285,6 +296,10 @@ class Packing:
             return (self._padded(batch, output[0]), *output[1:])
         output.last_hidden_state = self._padded(batch, output.last_hidden_state)
         return output
+
+    def _before_pooler(self, pooler: nn.Module, args: tuple[Any, ...]) -> Any:
+        batch = in_flight()
+        return None if batch is None else (self._padded(batch, args[0]), *args[1:])
 
     def _padded(self, batch: Batch, rows: Tensor) -> Tensor:
         if batch.removal is None or rows.shape[1] == len(batch.index):

@@ -16,14 +16,13 @@ from common_models import acceleration, dtypes
 from common_models.modes import check_evaluating
 from nlp.accelerate import accelerate, packed, restore
 from nlp.packing import in_flight
-from nlp.packing.architectures import ARCHITECTURES
 from nlp.prune import Cascade
-from tests.nlp.tiny_models import network, padded, padding_id
+from tests.nlp.tiny_models import CONFIGS, network, padded, padding_id
 
 pytest.importorskip("transformers", minversion="5")
 
 
-ALL = sorted(ARCHITECTURES)
+ALL = sorted(CONFIGS)
 
 
 def run(model: Any, **inputs: Any) -> Any:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from nlp.accelerate import accelerate
 from nlp.packing import in_flight
-from nlp.packing.architectures import ARCHITECTURES
-from tests.nlp.tiny_models import LENGTHS, network, padded, padding_id
+from tests.nlp.tiny_models import CONFIGS, LENGTHS, network, padded, padding_id
 
 pytest.importorskip("transformers", minversion="5")
 
 
-ALL = sorted(ARCHITECTURES)
+ALL = sorted(CONFIGS)
 # Their padded outputs do not depend on where the tokens stand in the batch, only on each other's distance.
 BY_DISTANCE = [name for name in ALL if name not in ("albert", "bert", "distilbert", "electra", "gpt2")]
 POOLED = [name for name in ALL if name not in ("distilbert", "electra", "gpt2", "llama", "mistral", "modernbert")]

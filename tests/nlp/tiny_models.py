@@ -137,10 +137,63 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "xlm-roberta": _ROBERTA_LIKE,
 }  # fmt: skip
+# Those of the architectures that differ from one of the above in names alone: rows of the table, tested more briefly.
+_PLAIN_LLAMA = {key: value for key, value in _LLAMA_LIKE.items() if key != "head_dim"}
+_MULTI_HEAD = {key: value for key, value in _PLAIN_LLAMA.items() if key != "num_key_value_heads"}
+MORE_CONFIGS: dict[str, dict[str, Any]] = {
+    "arcee": _LLAMA_LIKE,
+    "bert-generation": {key: value for key, value in _BERT_LIKE.items() if key != "type_vocab_size"},
+    "cohere": _PLAIN_LLAMA,
+    "data2vec-text": _ROBERTA_LIKE,
+    "ernie": _BERT_LIKE,
+    "ernie4_5": _LLAMA_LIKE,
+    "esm": dict(
+        _ROBERTA_LIKE, position_embedding_type="rotary", emb_layer_norm_before=False, token_dropout=True,
+        mask_token_id=3,
+    ),
+    "eurobert": _LLAMA_LIKE,
+    "exaone4": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "gemma3_text": dict(_LLAMA_LIKE, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
+    | {"num_hidden_layers": 4},
+    "glm": _LLAMA_LIKE,
+    "glm4": _LLAMA_LIKE,
+    "gpt_neox": _MULTI_HEAD,
+    "granite": _PLAIN_LLAMA,
+    "gte": _BERT_LIKE,
+    "helium": _LLAMA_LIKE,
+    "hunyuan_v1_dense": _LLAMA_LIKE,
+    "jina_embeddings_v3": _ROBERTA_LIKE,
+    "layoutlm": _BERT_LIKE,
+    "ministral3": _LLAMA_LIKE,
+    "mixtral": dict(_LLAMA_LIKE, num_local_experts=3),
+    "modernbert-decoder": CONFIGS["modernbert"],
+    "nomic_bert": _BERT_LIKE,
+    "olmo2": _PLAIN_LLAMA,
+    "olmo3": _LLAMA_LIKE,
+    "phi": dict(_MULTI_HEAD, partial_rotary_factor=0.5),
+    "phi3": _PLAIN_LLAMA,
+    "qwen2": _LLAMA_LIKE,
+    "qwen3_moe": dict(_LLAMA_LIKE, num_experts=9, moe_intermediate_size=16),
+    "roberta-prelayernorm": _ROBERTA_LIKE,
+    "smollm3": _LLAMA_LIKE,
+    "stablelm": _PLAIN_LLAMA,
+    "starcoder2": _PLAIN_LLAMA,
+    "xlm-roberta-xl": _ROBERTA_LIKE,
+}  # fmt: skip
 _PREFIX = {
     "albert": "Albert", "bert": "Bert", "camembert": "Camembert", "distilbert": "DistilBert", "electra": "Electra",
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "modernbert": "ModernBert", "mpnet": "MPNet",
     "qwen3": "Qwen3", "roberta": "Roberta", "t5": "T5", "xlm-roberta": "XLMRoberta",
+    "arcee": "Arcee", "bert-generation": "BertGeneration", "cohere": "Cohere", "data2vec-text": "Data2VecText",
+    "ernie": "Ernie", "ernie4_5": "Ernie4_5", "esm": "Esm", "eurobert": "EuroBert", "exaone4": "Exaone4",
+    "gemma": "Gemma", "gemma3_text": "Gemma3Text", "glm": "Glm", "glm4": "Glm4", "gpt_neox": "GPTNeoX",
+    "granite": "Granite", "gte": "Gte", "helium": "Helium", "hunyuan_v1_dense": "HunYuanDenseV1",
+    "jina_embeddings_v3": "JinaEmbeddingsV3", "layoutlm": "LayoutLM", "ministral3": "Ministral3",
+    "mixtral": "Mixtral", "modernbert-decoder": "ModernBertDecoder", "nomic_bert": "NomicBert", "olmo2": "Olmo2",
+    "olmo3": "Olmo3", "phi": "Phi", "phi3": "Phi3", "qwen2": "Qwen2", "qwen3_moe": "Qwen3Moe",
+    "roberta-prelayernorm": "RobertaPreLayerNorm", "smollm3": "SmolLM3", "stablelm": "StableLm",
+    "starcoder2": "Starcoder2", "xlm-roberta-xl": "XLMRobertaXL",
 }  # fmt: skip
 
 
@@ -157,8 +210,10 @@ def network(model_type: str, head: str = "Model", attention: str = "sdpa", **cha
     import transformers
 
     prefix = _PREFIX[model_type]
-    head = "EncoderModel" if (model_type, head) == ("t5", "Model") else head
-    config = getattr(transformers, f"{prefix}Config")(**{**CONFIGS[model_type], **changes})
+    if head == "Model":
+        head = {"t5": "EncoderModel", "bert-generation": "Encoder"}.get(model_type, head)
+    settings = CONFIGS[model_type] if model_type in CONFIGS else MORE_CONFIGS[model_type]
+    config = getattr(transformers, f"{prefix}Config")(**{**settings, **changes})
     config._attn_implementation = "eager" if model_type == "mpnet" else attention  # it has no other
     torch.manual_seed(7)
     model = getattr(transformers, f"{prefix}{head}")(config).eval()

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from nlp.accelerate import accelerate
+from nlp.packing import in_flight
 from nlp.packing.architectures import ARCHITECTURES, parts_of, positions
-from tests.nlp.tiny_models import CONFIGS, network, padded, padding_id
+from nlp.prune import Cascade
+from tests.nlp.tiny_models import CONFIGS, MORE_CONFIGS, network, padded, padding_id
 
 pytest.importorskip("transformers", minversion="5")
 
@@ -16,11 +19,76 @@ ALL = sorted(ARCHITECTURES)
 
 
 def test_all_have_a_small_configuration() -> None:
-    assert sorted(CONFIGS) == ALL
+    assert sorted({**CONFIGS, **MORE_CONFIGS}) == ALL and not CONFIGS.keys() & MORE_CONFIGS.keys()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", sorted(MORE_CONFIGS))
+def test_packed_equals_padded(model_type: str, side: str) -> None:
+    model = network(model_type)
+    fast = accelerate(model)
+    batch = padded((33, 1, 70, 2, 7), side=side, padding=padding_id(model))
+    live = batch["attention_mask"].bool()
+    packed: list[bool] = []
+    fast.acceleration.packing.parts.layers[0].register_forward_hook(lambda *_: packed.append(in_flight() is not None))
+    with torch.inference_mode():
+        want, got = model(**batch), fast(**batch)
+    torch.testing.assert_close(got.last_hidden_state[live], want.last_hidden_state[live], rtol=2e-5, atol=2e-5)
+    pooled = getattr(want, "pooler_output", None)
+    if pooled is not None:
+        torch.testing.assert_close(got.pooler_output, pooled, rtol=2e-5, atol=2e-5)
+    # On the left a pooler reads padding, which only padded passes compute.
+    assert packed == [side == "right" or pooled is None]
+    assert got.kept[0].tolist() == [33, 1, 70, 2, 7]
+
+
+@pytest.mark.parametrize("model_type", sorted(MORE_CONFIGS))
+def test_pruned_sequences_do_not_depend_on_their_batch(model_type: str) -> None:
+    model = network(model_type)
+    fast = accelerate(model, prune=Cascade(keep=0.5, min_tokens=4))
+    with torch.inference_mode():
+        together = fast(**padded((33, 70), padding=padding_id(model)))
+        alone = fast(**padded((33,), padding=padding_id(model)))
+    assert together.kept[-1][0] == alone.kept[-1][0] < 33
+    torch.testing.assert_close(together.last_hidden_state[0, :33], alone.last_hidden_state[0], rtol=2e-5, atol=2e-5)
+
+
+def test_bidirectional_gemma() -> None:
+    """As EmbeddingGemma: a window to both sides."""
+    model = network("gemma3_text", use_bidirectional_attention=True)
+    batch = padded((33, 70), padding=padding_id(model))
+    live = batch["attention_mask"].bool()
+    with torch.inference_mode():
+        want, got = (each(**batch).last_hidden_state[live] for each in (model, accelerate(model)))
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    assert not torch.allclose(want, accelerate(network("gemma3_text"))(**batch).last_hidden_state[live], atol=1e-2)
+
+
+def test_masks_that_scale_a_row_are_that_row_s() -> None:
+    """ESM scales a row's tokens by its masks: of several rows at once it would take their mean."""
+    model = network("esm")
+    batch = padded((33, 70), padding=padding_id(model))
+    batch["input_ids"][1, 3:9] = model.config.mask_token_id
+    live = batch["attention_mask"].bool()
+    with torch.inference_mode():
+        want, got = (each(**batch).last_hidden_state[live] for each in (model, accelerate(model)))
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_other_values_for_each_token(known: bool) -> None:
+    model = network("layoutlm" if known else "bert")
+    batch = padded((33, 70), padding=padding_id(model))
+    live = batch["attention_mask"].bool()
+    boxes = torch.randint(0, 100, (2, 70, 4)).sort(dim=2).values
+    more = {"bbox": boxes} if known else {"past_values": boxes}  # BERT hands on what it does not know
+    with torch.inference_mode():
+        want, got = (each(**batch, **more).last_hidden_state[live] for each in (model, accelerate(model)))
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("head", ["Model", "head"])
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", sorted(CONFIGS))
 def test_layers_are_called_in_order_and_counted(model_type: str, head: str) -> None:
     heads = {"t5": "ForConditionalGeneration"}
     model = network(model_type, "Model" if head == "Model" else heads.get(model_type, "ForSequenceClassification"))
@@ -39,7 +107,7 @@ def test_layers_are_called_in_order_and_counted(model_type: str, head: str) -> N
     assert parts.architecture is ARCHITECTURES[model_type]
 
 
-@pytest.mark.parametrize("model_type", [name for name in ALL if name != "t5"])
+@pytest.mark.parametrize("model_type", [name for name in ALL if name not in ("t5", "esm")])
 @pytest.mark.parametrize("embedded", [False, True])
 def test_positions_are_those_of_the_network(model_type: str, embedded: bool) -> None:
     """Handing in the positions changes nothing, bit for bit; other positions do."""
