@@ -393,6 +393,9 @@ def _compute_and_call(func: Any, args: Any, kwargs: dict[str, Any], written: lis
         return value
 
     out = func(*_each(ordinary, args), **_each(ordinary, kwargs))
+    if getattr(func, "__name__", "") in _MEMORY:
+        for features, _ in given:
+            _expose(features)
     for x in written:
         value = x.node.compute()
         if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
@@ -468,6 +471,10 @@ _ACTS[F.batch_norm] = _norm
 _ACTS[F.dropout] = _dropout
 _ACTS[F.linear] = _linear
 
+# What hands out memory in another form than a tensor.
+_MEMORY = frozenset(
+    ("numpy", "__array__", "data_ptr", "storage", "untyped_storage", "_typed_storage", "__dlpack__", "share_memory_")
+)
 # What a tensor tells without being computed.
 _ABOUT = {
     getattr(Tensor, name).__get__

@@ -209,5 +209,10 @@ class Pending(Features):
         return Pending(self.start, epilogue, self, step)
 
     def reads(self, tensor: Tensor) -> bool:
+        if self.value is not None:
+            return False
         held: Sequence[Tensor] = (*self.start.sources, *self.epilogue.added)
-        return self.value is None and any(each is tensor for each in held)
+        parent = self.parent
+        return any(each is tensor for each in held) or (
+            parent is not None and (parent.value is tensor or parent.reads(tensor))
+        )
