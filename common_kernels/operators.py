@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 NAMESPACE = "trisparse"
 
@@ -76,6 +77,10 @@ class Operator:
 
     def _implement(self, kernel: Function, key: str) -> None:
         def checked(*args: Any) -> Any:
+            if forward_ad._current_level >= 0 and _has_tangents(args):
+                raise NotImplementedError(
+                    f"{self.qualified_name} has no forward-mode derivative (jvp, jacfwd): backward gives the gradient"
+                )
             if self._check is not None:
                 self._check(*args)
             return kernel(*args)
@@ -100,6 +105,21 @@ def operator(name: str) -> Callable[[Function], Operator]:
         return Operator(name, reference)
 
     return register
+
+
+def _has_tangents(args: Any) -> bool:
+    """Whether some tensor may carry a forward-mode derivative, which torch would drop without a word."""
+    # Within torch.func.jvp the tensors that arrive here do not show theirs.
+    transforms = sys.modules.get("torch._functorch.eager_transforms")
+    hidden = getattr(transforms, "JVP_NESTING", 0) > 0
+    for arg in args:
+        if isinstance(arg, (list, tuple)):
+            if _has_tangents(arg):
+                return True
+        elif isinstance(arg, torch.Tensor) and arg.is_floating_point():
+            if hidden or forward_ad.unpack_dual(arg).tangent is not None:
+                return True
+    return False
 
 
 def _has_symbols(args: tuple[Any, ...]) -> bool:

@@ -38,6 +38,15 @@ def exporting() -> bool:
     return is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
+def transforming() -> bool:
+    """Whether torch looks through operations rather than computing them: graphs of proxies, fake tensors, vmap, jvp."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    keys = torch._C._TorchDispatchModeKey
+    modes = (torch._C._get_dispatch_mode(key) for key in (keys.PROXY, keys.FAKE))
+    return any(mode is not None for mode in modes) or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether something watches the module's input, output or gradients, or replaces its forward on the object."""
     return bool(

@@ -354,4 +354,4 @@ def _to_int32(indices: Tensor) -> Tensor:
 
 def _version(indices: Tensor) -> int:
     """How often the tensor was modified in place; inference tensors do not count."""
-    return 0 if indices.is_inference() else indices._version
+    return 0 if torch.compiler.is_compiling() or indices.is_inference() else indices._version

@@ -412,7 +412,9 @@ class SparseConvTensor(metaclass=_Traceable):
 
 
 def _check_fit(features: Tensor, coordinates: Coordinates) -> None:
-    if features.shape[0] != len(coordinates):
+    if torch.compiler.is_compiling():  # a number of rows may stand for many
+        torch._check(features.shape[0] == coordinates.indices.shape[0])
+    elif features.shape[0] != len(coordinates):
         raise ValueError(
             f"features must have one row for each of the {len(coordinates)} rows of indices, got {describe(features)}"
         )

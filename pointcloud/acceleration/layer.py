@@ -13,6 +13,7 @@ from common_kernels.gather_gemm import ACTIVATIONS
 from common_kernels.gather_gemm.packed import PackedTaps, can_pack, gather_gemm_packed, pack_taps
 from common_kernels.onednn import PackedWeight
 from common_models.folding import fold_scale
+from common_models.modes import transforming
 from pointcloud.acceleration import deferred
 from pointcloud.acceleration.seen import Seen
 from pointcloud.acceleration.steps import Epilogue, Known, Norm, Start, changes
@@ -37,8 +38,8 @@ class DeferredLayer:
         self._alone = False  # whether the first call showed that nothing is
 
     def takes(self, features: Tensor, residual: Tensor | None) -> bool:
-        """Whether a call of the network is under way, in evaluation, without autocast and gradients."""
-        if torch.compiler.is_compiling():
+        """Whether a call of the network is under way that computes, in evaluation, without autocast and gradients."""
+        if torch.compiler.is_compiling() or transforming():
             return False
         call = deferred.current_call()
         if call is None or call.seen is not self.seen or deferred.autocasting():

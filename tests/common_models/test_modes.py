@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common_models.modes import check_evaluating, evaluating, exporting, is_hooked, owns_weight
+from common_models.modes import check_evaluating, evaluating, exporting, is_hooked, owns_weight, transforming
 
 
 def test_training_is_named() -> None:
@@ -70,3 +70,31 @@ def test_everything_that_watches_counts(watch: Callable[[nn.Module], object]) ->
 def test_weights_that_are_computed_are_not_owned() -> None:
     assert not owns_weight(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     assert not owns_weight(nn.ReLU())
+
+
+def test_transforming() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    seen: list[bool] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        seen.append(transforming())
+        return x * 2
+
+    x = torch.ones(3)
+    note(x)
+    assert seen.pop() is False
+    for run in (
+        lambda: make_fx(note)(x),
+        lambda: torch.vmap(note)(x),
+        lambda: torch.func.jvp(note, (x,), (x,)),
+        lambda: torch.func.grad(lambda y: note(y).sum())(x),
+    ):
+        run()
+        assert seen.pop() is True
+    with torch.autograd.forward_ad.dual_level():
+        note(x)
+    with FakeTensorMode():
+        note(torch.ones(3))
+    assert seen == [True, True] and not transforming()

@@ -134,3 +134,71 @@ def test_remade_of_its_fields(x: pc.SparseConvTensor) -> None:
     y = pc.SparseConv3d(3, 3, 2, 2, indice_key="d")(x)
     again = dataclasses.replace(y, features=y.features.double())
     assert again.features.dtype == torch.float64 and again.indices is y.indices and again.indice_dict is y.indice_dict
+
+
+class Down(nn.Module):
+    """Takes features and indices; goes down a level and back up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = pc.SubMConv3d(4, 8, 3), nn.BatchNorm1d(8)
+        self.down = pc.SparseConv3d(8, 8, 3, 2, 1, indice_key="down")
+        self.up = pc.SparseInverseConv3d(8, 4, 3, indice_key="down")
+
+    def forward(self, features: Tensor, indices: Tensor) -> Tensor:
+        x = self.stem(pc.SparseConvTensor(features, indices, [9, 9, 9], 1))
+        x = x.replace_feature(torch.relu(self.norm(x.features)))
+        return self.up(self.down(x)).features + features
+
+
+def small_clouds() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    clouds = []
+    for n in (60, 300, 7):
+        cells = torch.unique(torch.randint(0, 9, (n, 3), generator=generator), dim=0)
+        indices = torch.cat([torch.zeros(len(cells), 1), cells], 1).int()
+        clouds.append((torch.randn(len(cells), 4, generator=generator), indices))
+    return clouds
+
+
+@pytest.fixture(params=["as loaded", "accelerated"])
+def down(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(3)
+    network = Down().eval().requires_grad_(False)
+    network.norm.running_mean.normal_()  # type: ignore[union-attr, operator]
+    return pc.accelerate(network) if request.param == "accelerated" else network
+
+
+def test_exported_networks_serve_other_clouds(down: nn.Module) -> None:
+    rows = torch.export.Dim("rows", min=2)
+    first, *others = small_clouds()
+    exported = torch.export.export(down, first, dynamic_shapes=({0: rows}, {0: rows})).module()
+    for cloud in (first, *others):
+        torch.testing.assert_close(exported(*cloud), down(*cloud), rtol=1e-5, atol=1e-5)
+    narrow = torch.export.export(down, first).module()
+    torch.testing.assert_close(narrow(*first), down(*first), rtol=1e-5, atol=1e-5)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        narrow(*others[0])
+
+
+def test_graphs_of_proxies_serve_other_clouds(down: nn.Module) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    first, *others = small_clouds()
+    graph = make_fx(down)(*first)
+    for cloud in (first, *others):
+        torch.testing.assert_close(graph(*cloud), down(*cloud), rtol=1e-5, atol=1e-5)
+
+
+def test_transforms_of_functions_are_refused_rather_than_wrong(down: nn.Module) -> None:
+    """Forward-mode derivatives through an operator of torch that has none are zeros, without a word."""
+    features, indices = small_clouds()[0]
+    with pytest.raises(NotImplementedError, match="gather_gemm has no forward-mode derivative"):
+        torch.func.jvp(lambda x: down(x, indices), (features,), (features,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(features, features)
+        with pytest.raises(NotImplementedError, match="gather_gemm has no forward-mode derivative"):
+            down(dual, indices)
+        assert down(features, indices).shape == features.shape  # carries none
+    with pytest.raises(RuntimeError, match="trisparse::gather_gemm"):
+        torch.vmap(lambda x: down(x, indices))(torch.stack([features, features]))
