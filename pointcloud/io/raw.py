@@ -165,6 +165,11 @@ def read_raw(path: Path, names: Sequence[str] | None, preset: str | None, dtype:
         wanted = wanted or KITTI
         return split(values.reshape(0, len(wanted)), wanted)
     if wanted is None:
+        if values.size >= _ENOUGH and values.size % 2 == 0 and not values[::2].any() and values.any():
+            raise ValueError(
+                f"{path}: read as {_in_words(dtype)}, every other number is 0, as round numbers of twice the width "
+                f"are; pass dtype= (--values){_other_types(path, dtype)}"
+            )
         with np.errstate(all="ignore"):  # these may be no numbers at all
             wanted = _detect(path, values, dtype)
     if values.size % len(wanted):

@@ -81,6 +81,17 @@ def test_whole_numbers_of_millimetres(tmp_path: Path) -> None:
     assert np.array_equal(cloud.xyz.numpy(), rows.astype(np.float32))
 
 
+def test_round_numbers_of_eight_bytes_are_refused(tmp_path: Path) -> None:
+    """Their lower halves are zeros, and their upper halves ordinary floats."""
+    rows = np.random.default_rng(5).integers(-160, 160, (2000, 4)) / 8
+    rows[:, 3] = np.abs(rows[:, 3]) // 20
+    rows.tofile(tmp_path / "x.bin")
+    with pytest.raises(ValueError, match="every other number is 0.*dtype='float64'"):
+        read_points(tmp_path / "x.bin")
+    cloud = read_points(tmp_path / "x.bin", columns="x y z intensity", dtype="float64")
+    np.testing.assert_allclose(cloud.xyz.numpy(), rows[:, :3])
+
+
 def test_presets(tmp_path: Path) -> None:
     four = sweep()
     rng = np.random.default_rng(1)
