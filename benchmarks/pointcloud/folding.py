@@ -1,4 +1,7 @@
-"""Networks whose blocks are written by hand, as they are loaded and after `pointcloud.accelerate`, maps rebuilt."""
+"""Networks whose blocks are written by hand: on spconv, as they are loaded, and after `pointcloud.accelerate`.
+
+Maps are rebuilt in each call. The networks take any module with spconv's names.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pointcloud
-from benchmarks.competitors import NETWORK_TOLERANCE, OURS
+from benchmarks.competitors import NETWORK_TOLERANCE, OURS, inference
 from benchmarks.harness import DTYPES, Competitor, Settings, Trial
 from benchmarks.pointcloud import peers
+from benchmarks.pointcloud.entrants import SPCONVS, entrants
 from benchmarks.pointcloud.workloads import Workload
 
 AS_LOADED = "trisparse as loaded"
 
 
 def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
-    """A detector's residual backbone and a U-Net, in each dtype folded and not."""
+    """A detector's residual backbone and a U-Net: on spconv, and on ours in each dtype folded and not."""
     for title, make in (("residual backbone by hand", Backbone), ("MinkUNet by hand", UNet)):
         model = _trained_like(make(work.features.shape[1]))
+        found: list[tuple[str, str, int]] = []
+        for name, dtype, threads in entrants(settings):
+            if name == OURS:
+                found += [(each, dtype, threads) for each in (AS_LOADED, OURS)]
+            elif name in SPCONVS:
+                found.append((name, dtype, threads))
         yield Trial(
             case="folding",
             workload=work.name,
@@ -31,49 +41,44 @@ def trials(work: Workload, settings: Settings) -> Iterator[Trial]:
             reference=partial(_reference, model, work, settings),
             competitors=[
                 Competitor(
-                    name,
-                    dtype,
-                    threads,
-                    partial(_build, model, name == OURS, dtype, work, settings),
-                    lambda out: [out],
+                    name, dtype, threads, partial(_build, model, name, dtype, work, settings), _sorted,
                     NETWORK_TOLERANCE[dtype],
                 )
-                for name in (AS_LOADED, OURS)
-                for dtype in settings.dtypes
-                for threads in settings.threads
+                for name, dtype, threads in found
             ],
-        )
+        )  # fmt: skip
 
 
 def _reference(model: nn.Module, work: Workload, settings: Settings) -> list[Tensor]:
     """In fp64, layer by layer, as loaded."""
-    return [_call(_copy(model).double().to(settings.device), work, settings, torch.float64)()]
+    return _sorted(_call(_copy(model).double().to(settings.device), pointcloud, work, settings, torch.float64)())
 
 
-def _build(model: nn.Module, fold: bool, dtype: str, work: Workload, settings: Settings) -> Callable[[], Tensor]:
-    loaded = _copy(model).to(settings.device)
+def _sorted(out: Any) -> list[Tensor]:
+    return [peers.by_coordinates(out.indices, out.features)]
+
+
+def _build(model: nn.Module, name: str, dtype: str, work: Workload, settings: Settings) -> Callable[[], Any]:
+    library: Any = peers.spconv(SPCONVS[name]) if name in SPCONVS else pointcloud
+    loaded = _copy(model, library).to(settings.device)
     own = dtype == "fp32"
-    if own and not fold:
-        return _call(loaded, work, settings, torch.float32)
-    fast = pointcloud.accelerate(loaded, dtype=None if own else DTYPES[dtype], fold=fold)
-    return _call(fast, work, settings, torch.float32)
+    if name in SPCONVS:
+        return _call(loaded.to(DTYPES[dtype]), library, work, settings, DTYPES[dtype])
+    if own and name == AS_LOADED:
+        return _call(loaded, library, work, settings, torch.float32)
+    fast = pointcloud.accelerate(loaded, dtype=None if own else DTYPES[dtype], fold=name == OURS)
+    return _call(fast, library, work, settings, torch.float32)
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    made = type(model)(4)
+def _copy(model: nn.Module, library: Any = pointcloud) -> nn.Module:
+    made = type(model)(4, library)
     made.load_state_dict(model.state_dict())
     return made.eval()
 
 
-def _call(model: nn.Module, work: Workload, settings: Settings, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _call(model: nn.Module, library: Any, work: Workload, settings: Settings, dtype: torch.dtype) -> Callable[[], Any]:
     features = work.features.to(settings.device, dtype)
-
-    @torch.no_grad()
-    def call() -> Tensor:
-        out: Tensor = model(peers.tensor_of(pointcloud, work, features))
-        return out
-
-    return call
+    return inference(lambda: model(peers.tensor_of(library, work, features)))
 
 
 def _trained_like(model: nn.Module) -> nn.Module:
@@ -95,13 +100,13 @@ def _trained_like(model: nn.Module) -> nn.Module:
 class Block(nn.Module):
     """Two convolutions with batch norm, ReLU and a sum, all by hand."""
 
-    def __init__(self, c_in: int, c_out: int, key: str) -> None:
+    def __init__(self, library: Any, c_in: int, c_out: int, key: str) -> None:
         super().__init__()
-        self.conv1 = pointcloud.SubMConv3d(c_in, c_out, 3, bias=False, indice_key=key)
+        self.conv1 = library.SubMConv3d(c_in, c_out, 3, bias=False, indice_key=key)
         self.bn1 = nn.BatchNorm1d(c_out)
-        self.conv2 = pointcloud.SubMConv3d(c_out, c_out, 3, bias=False, indice_key=key)
+        self.conv2 = library.SubMConv3d(c_out, c_out, 3, bias=False, indice_key=key)
         self.bn2 = nn.BatchNorm1d(c_out)
-        self.proj = pointcloud.SubMConv3d(c_in, c_out, 1, bias=False) if c_in != c_out else None
+        self.proj = library.SubMConv3d(c_in, c_out, 1, bias=False) if c_in != c_out else None
         self.bn3 = nn.BatchNorm1d(c_out) if c_in != c_out else None
 
     def forward(self, x: Any) -> Any:
@@ -113,8 +118,8 @@ class Block(nn.Module):
         return out.replace_feature(F.relu(features, inplace=True))
 
 
-def _blocks(c_in: int, c_out: int, key: str) -> nn.ModuleList:
-    return nn.ModuleList([Block(c_in, c_out, key), Block(c_out, c_out, key)])
+def _blocks(library: Any, c_in: int, c_out: int, key: str) -> nn.ModuleList:
+    return nn.ModuleList([Block(library, c_in, c_out, key), Block(library, c_out, c_out, key)])
 
 
 class _Change(nn.Module):
@@ -130,50 +135,49 @@ class _Change(nn.Module):
         return out.replace_feature(torch.relu(self.bn(out.features)))
 
 
-def _down(c_in: int, c_out: int, kernel: int, key: str) -> _Change:
+def _down(library: Any, c_in: int, c_out: int, kernel: int, key: str) -> _Change:
     padding = 1 if kernel == 3 else 0
-    conv = pointcloud.SparseConv3d(c_in, c_out, kernel, 2, padding=padding, bias=False, indice_key=key)
+    conv = library.SparseConv3d(c_in, c_out, kernel, 2, padding=padding, bias=False, indice_key=key)
     return _Change(conv, c_out)
 
 
 class Backbone(nn.Module):
     """Levels of 16, 32, 64 and 128 channels with two blocks each, halved by strided convolutions of kernel 3."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, library: Any = pointcloud) -> None:
         super().__init__()
         widths = (16, 32, 64, 128)
-        self.stem = _Change(pointcloud.SubMConv3d(channels, 16, 3, bias=False, indice_key="stem"), 16)
-        self.downs = nn.ModuleList(_down(a, b, 3, f"down{b}") for a, b in pairwise(widths))
-        self.blocks = nn.ModuleList(nn.ModuleList(Block(c, c, f"level{c}") for _ in range(2)) for c in widths)
+        self.stem = _Change(library.SubMConv3d(channels, 16, 3, bias=False, indice_key="stem"), 16)
+        self.downs = nn.ModuleList(_down(library, a, b, 3, f"down{b}") for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(nn.ModuleList(Block(library, c, c, f"level{c}") for _ in range(2)) for c in widths)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any) -> Any:
         x = self.stem(x)
         for level, blocks in enumerate(self.blocks):
             x = self.downs[level - 1](x) if level else x
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
-        features: Tensor = x.features
-        return features
+        return x
 
 
 class UNet(nn.Module):
     """MinkUNet18 of half the published width: four levels down and up, a concatenation with the skip in each."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, library: Any = pointcloud) -> None:
         super().__init__()
         down, up = (16, 16, 32, 64, 128), (128, 128, 64, 48, 48)
-        self.stem = _Change(pointcloud.SubMConv3d(channels, 16, 3, bias=False, indice_key="level0"), 16)
+        self.stem = _Change(library.SubMConv3d(channels, 16, 3, bias=False, indice_key="level0"), 16)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for i in range(4):
-            self.downs.append(_down(down[i], down[i], 2, f"down{i}"))
-            self.encoder.append(_blocks(down[i], down[i + 1], f"level{i + 1}"))
-            inverse = pointcloud.SparseInverseConv3d(up[i], up[i + 1], 2, f"down{3 - i}", bias=False)
+            self.downs.append(_down(library, down[i], down[i], 2, f"down{i}"))
+            self.encoder.append(_blocks(library, down[i], down[i + 1], f"level{i + 1}"))
+            inverse = library.SparseInverseConv3d(up[i], up[i + 1], 2, f"down{3 - i}", bias=False)
             self.ups.append(_Change(inverse, up[i + 1]))
-            self.decoder.append(_blocks(up[i + 1] + down[3 - i], up[i + 1], f"level{3 - i}"))
+            self.decoder.append(_blocks(library, up[i + 1] + down[3 - i], up[i + 1], f"level{3 - i}"))
         self.head = nn.Linear(48, 19)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Any) -> Any:
         x = self.stem(x)
         skips = []
         for down, blocks in zip(self.downs, self.encoder):
@@ -186,5 +190,4 @@ class UNet(nn.Module):
             x = x.replace_feature(torch.cat([x.features, skips.pop().features], 1))
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
-        scores: Tensor = self.head(x.features)
-        return scores
+        return x.replace_feature(self.head(x.features))

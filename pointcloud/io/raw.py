@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _LAYOUTS = (KITTI, NUSCENES, ("x", "y", "z", "red", "green", "blue"))
 # Below this many numbers the statistics of the columns say nothing.
 _ENOUGH = 512
 _LENGTHS = range(3, 9)
-_SAMPLE = 1 << 13  # rows that tell how long a row is
+_RUNS, _RUN = 4, 10 * math.lcm(*_LENGTHS)  # numbers that tell how long a row is
 # A row length explains a file clearly better than another where its share is this much larger.
 _CLEARLY = 0.1
 _ELONGATION = 4
@@ -49,25 +50,35 @@ def _in_words(dtype: np.dtype) -> str:
     return dtype.name + (" of big byte order" if dtype.str[0] == ">" else "")
 
 
-def _column_share(values: Array, n_columns: int) -> float:
-    """Share of the variance of the numbers that their column explains, 0 to 1: large for the true row length."""
-    whole = values.reshape(-1, n_columns)
-    # Runs of neighbours: single rows at equal distances could fall into step with another row length.
-    parts = [whole[len(whole) * i // 4 :][: _SAMPLE // 4] for i in range(4)] if len(whole) > _SAMPLE else [whole]
-    rows = np.arcsinh(np.concatenate(parts).astype(np.float64))
-    share = 0.0
-    # Signed and absolute: x and y have the same mean in a full turn, x and z do not have the same size.
-    for view in (rows, np.abs(rows)):
-        total = float(view.var())
-        share = max(share, float(view.mean(axis=0).var()) / total if total > 0 else 0.0)
-    return share
+def _sample(values: Array, least: int) -> Array:
+    """The numbers, or some runs of neighbours among them, each of whole rows from a multiple of `least` on.
+
+    Runs: single rows at equal distances could fall into step with another row length.
+    """
+    length = -(-_RUN // least) * least
+    if len(values) <= _RUNS * length:
+        return values
+    starts = [len(values) * i // _RUNS // least * least for i in range(_RUNS)]
+    return np.concatenate([values[start : start + length] for start in starts])
 
 
 def _shares(values: Array, lengths: Sequence[int]) -> dict[int, float]:
-    """How well each row length explains the numbers; empty where they are too few or not all finite."""
+    """Share of the variance of the numbers that their column explains, for each row length: large for the true one.
+
+    Empty where the numbers are too few or not all finite.
+    """
     if values.size < _ENOUGH or not np.isfinite(values).all():
         return {}
-    return {n: _column_share(values, n) for n in lengths if values.size % n == 0}
+    lengths = [n for n in lengths if values.size % n == 0]
+    rows = np.arcsinh(_sample(values, math.lcm(*lengths)).astype(np.float64))
+    shares = dict.fromkeys(lengths, 0.0)
+    # Signed and absolute: x and y have the same mean in a full turn, x and z do not have the same size.
+    for view in (rows, np.abs(rows)):
+        total = float(view.var())
+        for n in lengths if total > 0 else ():
+            means = np.ones(len(view) // n) @ view.reshape(-1, n) / (len(view) // n)
+            shares[n] = max(shares[n], float(means.var()) / total)
+    return shares
 
 
 def _detect(path: Path, values: Array, dtype: np.dtype) -> tuple[str, ...]:

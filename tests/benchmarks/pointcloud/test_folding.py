@@ -20,7 +20,8 @@ def test_networks_by_hand() -> None:
     for trial in folding.trials(work, settings):
         expected = trial.reference()[0]
         for competitor in trial.competitors:
-            got = competitor.build()()
+            assert competitor.compare is not None
+            (got,) = competitor.compare(competitor.build()())
             error = float((got.double() - expected).abs().max() / expected.abs().max())
             assert type(got) is torch.Tensor and error < competitor.tolerance
 
