@@ -52,6 +52,82 @@ class MinkowskiTanh(_Wrapped):
     MODULE = nn.Tanh
 
 
+class MinkowskiPReLU(_Wrapped):
+    MODULE = nn.PReLU
+
+
+class MinkowskiRReLU(_Wrapped):
+    MODULE = nn.RReLU
+
+
+class MinkowskiSELU(_Wrapped):
+    MODULE = nn.SELU
+
+
+class MinkowskiCELU(_Wrapped):
+    MODULE = nn.CELU
+
+
+class MinkowskiReLU6(_Wrapped):
+    MODULE = nn.ReLU6
+
+
+class MinkowskiHardtanh(_Wrapped):
+    MODULE = nn.Hardtanh
+
+
+class MinkowskiHardshrink(_Wrapped):
+    MODULE = nn.Hardshrink
+
+
+class MinkowskiHardsigmoid(_Wrapped):
+    MODULE = nn.Hardsigmoid
+
+
+class MinkowskiHardswish(_Wrapped):
+    MODULE = nn.Hardswish
+
+
+class MinkowskiLogSigmoid(_Wrapped):
+    MODULE = nn.LogSigmoid
+
+
+class MinkowskiSoftplus(_Wrapped):
+    MODULE = nn.Softplus
+
+
+class MinkowskiSoftshrink(_Wrapped):
+    MODULE = nn.Softshrink
+
+
+class MinkowskiSoftsign(_Wrapped):
+    MODULE = nn.Softsign
+
+
+class MinkowskiTanhshrink(_Wrapped):
+    MODULE = nn.Tanhshrink
+
+
+class MinkowskiThreshold(_Wrapped):
+    MODULE = nn.Threshold
+
+
+class MinkowskiSoftmin(_Wrapped):
+    MODULE = nn.Softmin
+
+
+class MinkowskiSoftmax(_Wrapped):
+    MODULE = nn.Softmax
+
+
+class MinkowskiLogSoftmax(_Wrapped):
+    MODULE = nn.LogSoftmax
+
+
+class MinkowskiAlphaDropout(_Wrapped):
+    MODULE = nn.AlphaDropout
+
+
 class MinkowskiDropout(_Wrapped):
     MODULE = nn.Dropout
 
@@ -102,6 +178,10 @@ class MinkowskiInstanceNorm(nn.Module):
         centred = input.F - scatter_mean(input.F, sample, 0)[sample]
         deviation = (scatter_mean(centred.square(), sample, 0) + self.eps).sqrt()
         return input.at(centred / deviation[sample] * self.weight + self.bias)
+
+
+class MinkowskiStableInstanceNorm(MinkowskiInstanceNorm):
+    """As `MinkowskiInstanceNorm`, which takes the deviation from the centred values anyhow."""
 
 
 class MinkowskiLinear(nn.Module):

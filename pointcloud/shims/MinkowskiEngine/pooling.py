@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map import KernelMap
-from pointcloud.shims.MinkowskiEngine.convolution import per_axis
+from pointcloud.shims.MinkowskiEngine.convolution import pairs
+from pointcloud.shims.MinkowskiEngine.regions import KernelGenerator
 from pointcloud.shims.MinkowskiEngine.tensor import SparseTensor
 from pointcloud.shims.torch_scatter import scatter
 
@@ -24,17 +25,14 @@ class _Pooling(nn.Module):
         dimension: int | None = None,
     ) -> None:
         super().__init__()
-        if kernel_generator is not None:
-            raise NotImplementedError("kernel_generator must be None with Trisparse's stand-in for MinkowskiEngine")
-        D = dimension if dimension is not None else 0
-        self.kernel_size = per_axis(kernel_size, D, "kernel_size")
-        self.stride = per_axis(stride, D, "stride")
-        self.dilation = per_axis(dilation, D, "dilation")
+        self.kernel_generator = kernel_generator or KernelGenerator(
+            kernel_size, stride, dilation, dimension=dimension if dimension is not None else 0
+        )
+        self.dimension = self.kernel_generator.dimension
 
-    def forward(self, input: SparseTensor) -> SparseTensor:
-        manager, key = input.coordinate_manager, input.coordinate_map_key
-        target = manager.strided(key, self.stride) if max(self.stride) > 1 else key
-        found = manager.map(key, target, self.kernel_size, self.dilation)
+    def forward(self, input: SparseTensor, coordinates: Any = None) -> SparseTensor:
+        """Pool, to the given coordinates where there are any: a tensor's, a key's, or int [M, 1 + D]."""
+        target, found = pairs(input, self.kernel_generator, False, coordinates)
         return input.at(self.reduce(input.F, found), target)
 
     def reduce(self, features: Tensor, found: KernelMap) -> Tensor:

@@ -28,6 +28,56 @@ class MinkowskiUnion(nn.Module):
         return union(list(inputs))
 
 
+class _Stack(nn.Sequential):
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        outputs = [module(x) for module in self]
+        if not all(same_cells(outputs[0], other) for other in outputs[1:]):
+            raise ValueError(f"the parts of {type(self).__name__} must give the same coordinates in the same order")
+        return outputs[0].at(self.combine([each.F for each in outputs]))
+
+    def combine(self, features: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class MinkowskiStackCat(_Stack):
+    """The outputs of all parts side by side."""
+
+    def combine(self, features: list[Tensor]) -> Tensor:
+        return torch.cat(features, 1)
+
+
+class MinkowskiStackSum(_Stack):
+    """The sum of the outputs of all parts."""
+
+    def combine(self, features: list[Tensor]) -> Tensor:
+        return torch.stack(features).sum(0)
+
+
+class MinkowskiStackMean(_Stack):
+    """The mean of the outputs of all parts."""
+
+    def combine(self, features: list[Tensor]) -> Tensor:
+        return torch.stack(features).mean(0)
+
+
+class MinkowskiToFeature(nn.Module):
+    """The features alone, [N, C]."""
+
+    def forward(self, x: SparseTensor) -> Tensor:
+        return x.F
+
+
+class MinkowskiToDenseTensor(nn.Module):
+    """A dense tensor of a shape [B, C, *cells] from cell 0 on; by default the smallest that holds all rows."""
+
+    def __init__(self, shape: Any = None) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, input: SparseTensor) -> Tensor:
+        return input.dense(self.shape, input.C.new_zeros(input.D))[0]
+
+
 class MinkowskiPruning(nn.Module):
     """The rows where the mask, bool [N], is set."""
 

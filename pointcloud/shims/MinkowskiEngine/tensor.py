@@ -10,7 +10,8 @@ from torch import Tensor
 
 from common_kernels.gather_rows import gather_rows
 from common_kernels.kernel_map import KernelMap
-from pointcloud.shims.lattice import Cells, find_map, floor_to, taps
+from pointcloud.shims.lattice import Cells, find_map, floor_to
+from pointcloud.shims.MinkowskiEngine.regions import Offsets
 from pointcloud.shims.torch_scatter import scatter
 
 Key = tuple[tuple[int, ...], str]
@@ -66,17 +67,41 @@ class CoordinateManager:
             self._coords[out] = floor_to(self._coords[key], scale)
         return out
 
-    def map(self, source: Key, target: Key, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> KernelMap:
-        """Tap r of the kernel reads the cell `target + (r - start) * stride * dilation`; start is the middle of an odd
-        kernel and 0 of an even one. The first axis of the taps is the fastest."""
-        wanted = (source, target, kernel, dilation)
+    def map(self, source: Key, target: Key, offsets: Offsets, dilation: tuple[int, ...]) -> KernelMap:
+        """Tap k reads the cell `target + offsets[k] * stride * dilation`."""
+        wanted = (source, target, offsets, dilation)
         if wanted not in self._maps:
-            start = [k // 2 if k % 2 else 0 for k in kernel]
-            steps = [s * d for s, d in zip(source[0], dilation)]
-            offsets = [[(r - c) * s for r, c, s in zip(tap, start, steps)] for tap in taps(kernel, True)]
-            symmetric = source == target and all(k % 2 for k in kernel)
-            self._maps[wanted] = find_map(self.cells(source), self._coords[target], offsets, symmetric)
+            moves = self._moves(source, offsets, dilation)
+            mirrored = all(a == -b for tap, other in zip(moves, reversed(moves)) for a, b in zip(tap, other))
+            found = find_map(self.cells(source), self._coords[target], moves, source == target and mirrored)
+            self._maps[wanted] = found
         return self._maps[wanted]
+
+    def reached(self, source: Key, stride: tuple[int, ...], offsets: Offsets, dilation: tuple[int, ...]) -> Key:
+        """The key of all cells `source + offset * stride * dilation`, of a grid of that stride."""
+        coords = self._coords[source]
+        moves = coords.new_tensor([[0, *move] for move in self._moves((stride, ""), offsets, dilation)])
+        cells = torch.unique((coords[:, None] + moves).flatten(0, 1), dim=0)
+        return self.add(cells, stride, "reached")
+
+    def given(self, where: Any, stride: tuple[int, ...]) -> Key:
+        """The key of coordinates that a layer is asked for: a tensor's, a key of this manager, or int [M, 1 + D]."""
+        if isinstance(where, SparseTensor):
+            if where.coordinate_manager is self:
+                return where.coordinate_map_key
+            return self.add(where.C, where.coordinate_map_key[0], "given")
+        if isinstance(where, Tensor):
+            if where.ndim != 2 or where.shape[1] != self.D + 1 or where.is_floating_point():
+                raise ValueError(f"coordinates must be int [M, {self.D + 1}], got {where.dtype} {list(where.shape)}")
+            return self.add(torch.unique(where.int(), dim=0), stride, "given")
+        if isinstance(where, tuple) and where in self:
+            return where
+        raise ValueError(f"coordinates must be a SparseTensor, int [M, {self.D + 1}] or a key, got {where!r}")
+
+    @staticmethod
+    def _moves(source: Key, offsets: Offsets, dilation: tuple[int, ...]) -> list[list[int]]:
+        steps = [s * d for s, d in zip(source[0], dilation)]
+        return [[r * s for r, s in zip(offset, steps)] for offset in offsets]
 
 
 class SparseTensor:
@@ -165,6 +190,44 @@ class SparseTensor:
 
     def __len__(self) -> int:
         return len(self._F)
+
+    @property
+    def quantization_mode(self) -> SparseTensorQuantizationMode:
+        """How cells that repeat were treated; there are none in a tensor."""
+        return SparseTensorQuantizationMode.NO_QUANTIZATION
+
+    def dense(
+        self, shape: Any = None, min_coordinate: Tensor | None = None, contract_stride: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(values [B, C, *cells], the first cell int [D], the stride int [D]) on a dense grid, zeros where no row is.
+
+        Args:
+            shape: [B, C, *cells], by default what holds all rows.
+            min_coordinate: int [D], the first cell, by default the smallest one.
+            contract_stride: one cell of the grid for each multiple of the tensor stride.
+
+        Raises:
+            ValueError: a row lies outside of the shape, or before the first cell.
+        """
+        cells, stride = self.C[:, 1:].long(), self.C.new_tensor(self.tensor_stride)
+        if min_coordinate is not None:
+            first = torch.as_tensor(min_coordinate, device=self.device).reshape(-1).long()
+        else:
+            first = cells.amin(0) if len(cells) else cells.new_zeros(self.D)
+        step = stride.long() if contract_stride else torch.ones_like(stride).long()
+        if min_coordinate is not None and bool((first % step).any()):
+            raise ValueError(f"min_coordinate must be a multiple of the tensor stride, got {first.tolist()}")
+        place = torch.div(cells - first, step, rounding_mode="floor")
+        batch = self.C[:, 0].long()
+        if shape is None:
+            extent = (place.amax(0) + 1).tolist() if len(place) else [0] * self.D
+            shape = [int(batch.max()) + 1 if len(batch) else 0, self._F.shape[1], *extent]
+        limits = place.new_tensor([shape[0], *shape[2:]])
+        rows = torch.cat([batch[:, None], place], 1)
+        if bool(((rows < 0) | (rows >= limits)).any()) or shape[1] != self._F.shape[1]:
+            raise ValueError(f"shape must be [B, {self._F.shape[1]}, *cells] that hold all rows, got {list(shape)}")
+        out = self._F.new_zeros(shape[0], *shape[2:], shape[1]).index_put(tuple(rows.unbind(1)), self._F)
+        return out.movedim(-1, 1), first.int(), stride.int()
 
     @property
     def decomposed_features(self) -> list[Tensor]:
