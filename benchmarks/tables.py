@@ -20,8 +20,9 @@ from benchmarks.nlp.peers import HF_SORTED, ORT_SORTED
 from benchmarks.results import Row, with_error
 
 ROOT = Path(__file__).resolve().parents[1]
-# The machine whose figures the documents show.
-DEVICE = "amd-epyc-avx512-bf16-2-cores"
+# The machine whose figures the documents show, and one without AVX-512, on which some point clouds were measured.
+DEVICE, AVX2_DEVICE = "amd-epyc-avx512-bf16-2-cores", "amd-epyc-avx2-2-cores"
+AVX2 = "pointcloud, AVX2"
 DOMAINS = ("pointcloud", "video", "nlp")
 
 Rows = Mapping[str, Sequence[Row]]
@@ -205,7 +206,8 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "pointcloud-resample": _case("pointcloud", "resample"),
     "pointcloud-network": _case("pointcloud", "network"),
     "pointcloud-network-two-threads": _case("pointcloud", "network", 2),
-    "pointcloud-detectors": _case("pointcloud", "detectors"),
+    "pointcloud-detectors": _case(AVX2, "detectors", measure="cpu_ms"),
+    "pointcloud-folding": _case(AVX2, "folding", measure="cpu_ms"),
     "pointcloud-training": _case("pointcloud", "training"),
     "video-reader": _case("video", "reader", measure="cpu_ms"),
     "video-networks": _case("video", "networks", measure="cpu_ms"),
@@ -228,13 +230,14 @@ TABLES: dict[str, Callable[[Rows], str]] = {
 
 
 def read_rows(folder: Path | None = None) -> dict[str, list[Row]]:
-    """The rows of every domain.
+    """The rows of every domain, and under AVX2 those of point clouds on the other machine.
 
     Args:
         folder: of the CSVs of one machine; by default that of DEVICE.
     """
-    folder = results.FOLDER / DEVICE if folder is None else folder
-    return {domain: results.read(folder / f"{domain}.csv") for domain in DOMAINS}
+    own = results.FOLDER / DEVICE if folder is None else folder
+    rows = {domain: results.read(own / f"{domain}.csv") for domain in DOMAINS}
+    return {**rows, AVX2: results.read(results.FOLDER / AVX2_DEVICE / "pointcloud.csv")}
 
 
 def filled(text: str, rows: Rows) -> str:
