@@ -232,9 +232,14 @@ class TextClassifier:
         """Probabilities [C], tokens seen, tokens cut, and tokens left at the end, of each text."""
         check_evaluating(self.model)  # dropout would change every answer
         for pieces in stream(self._cutter, texts, self._batch, self.max_tokens):
+            made = [each for _, each in pieces if each is not None]
+            if not made:  # a text without tokens: no class is more likely than another
+                share = 0.5 if self.multi_label else 1 / len(self.labels)
+                yield np.full(len(self.labels), share), 0, 0, 0
+                continue
             counts = np.array([len(window.ids) for window, _ in pieces])
-            probability = counts @ np.stack([found for _, (found, _) in pieces]) / counts.sum()
-            cut, kept = (sum(each) for each in zip(*((window.cut, kept) for window, (_, kept) in pieces)))
+            probability = counts @ np.stack([found for found, _ in made]) / counts.sum()
+            cut, kept = sum(window.cut for window, _ in pieces), sum(kept for _, kept in made)
             yield probability, int(counts.sum()), cut, kept
 
     @torch.no_grad()

@@ -218,12 +218,18 @@ class Embedder:
     def stream(self, texts: Iterable[str]) -> Iterator[Embedding]:
         """The embedding of each text, in order, while they are read; memory does not grow with their number.
 
+        A text without tokens (empty, and a tokenizer that adds none) has a vector of zeros.
+
         Raises:
             TypeError, ValueError: as `embed`, after the embeddings of all texts before the one at fault.
         """
         check_evaluating(self.model)  # dropout would change every answer
         for pieces in stream(self._cutter, texts, self._pooled, self.max_tokens):
-            vectors = np.stack([vector for _, (vector, _) in pieces]).astype(np.float64)
+            found = [made for _, made in pieces if made is not None]
+            if not found:
+                yield Embedding(np.zeros(self.dimensions, np.float32), tokens=0, truncated=0, kept=0)
+                continue
+            vectors = np.stack([vector for vector, _ in found]).astype(np.float64)
             counts = np.array([len(window.ids) for window, _ in pieces])
             vector = counts @ vectors / counts.sum() if len(pieces) > 1 else vectors[0]
             if self.normalize:
@@ -232,7 +238,7 @@ class Embedder:
                 vector=vector[: self.truncate_dim].astype(np.float32),
                 tokens=int(counts.sum()),
                 truncated=sum(window.cut for window, _ in pieces),
-                kept=sum(kept for _, (_, kept) in pieces),
+                kept=sum(kept for _, kept in found),
             )
 
     @torch.no_grad()

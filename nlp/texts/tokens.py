@@ -127,8 +127,6 @@ class Cutter:
     def _cut(self, text: int, ids: list[int]) -> Iterator[Window]:
         room, before, after = self._room, self._before, self._after
         total = len(before) + len(ids) + len(after)
-        if total == 0:
-            raise ValueError(f"texts[{text}] must have a token, got an empty text and a tokenizer that adds none")
         if room is None or len(ids) <= room:
             yield Window(text, [*before, *ids, *after], 0, True)
         elif self.overflow == "error":
@@ -146,10 +144,11 @@ def stream(
     texts: Iterable[str],
     function: Callable[[list[Window]], list[Result]],
     max_tokens: int,
-) -> Iterator[list[tuple[Window, Result]]]:
+) -> Iterator[list[tuple[Window, Result | None]]]:
     """The windows of each text with what `function` makes of them in batches; texts in order, bounded memory.
 
-    What is wrong with a text is raised after the results of all texts before it.
+    A window without tokens, of an empty text where the tokenizer adds none, comes with None. What is wrong with a text
+    is raised after the results of all texts before it.
 
     Args:
         max_tokens: of a batch, padding included: what it takes of memory.
@@ -171,9 +170,14 @@ def stream(
         except Exception as error:
             problems.append(error)
 
-    group: list[tuple[Window, Result]] = []
+    def run(batch: list[Window]) -> list[Result | None]:
+        some = [window for window in batch if window.ids]
+        made = iter(function(some) if some else ())
+        return [next(made) if window.ids else None for window in batch]
+
+    group: list[tuple[Window, Result | None]] = []
     packer = Packer(max_tokens, padded=True)
-    results = packer.map(function, windows(), length=lambda window: len(window.ids))
+    results = packer.map(run, windows(), length=lambda window: max(1, len(window.ids)))
     passed = 0  # windows that are no longer in `waiting`
     try:
         for position, result in enumerate(results):

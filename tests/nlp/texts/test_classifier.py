@@ -22,6 +22,7 @@ from nlp.prune import Cascade
 from nlp.texts.classifier import EmbeddingClassifier, TextClassifier
 from nlp.texts.embedder import Embedder
 from tests.nlp import tiny_models
+from tests.nlp.texts.test_embedder import plain_tokenizer
 from tests.nlp.tiny_models import WORDS, sentences
 
 NAMES = {0: "bad", 1: "fair", 2: "good"}
@@ -85,6 +86,14 @@ def test_long_texts() -> None:
     assert (split.tokens, split.truncated) == (31, 0)
     mean = np.array([12, 12, 7]) @ parts / 31
     np.testing.assert_allclose(probabilities([split], list(NAMES.values()))[0], mean, atol=1e-5)
+
+
+def test_texts_without_tokens_are_of_no_class_more_than_of_another() -> None:
+    network = tiny_models.bert("BertForSequenceClassification", pad_token_id=0, num_labels=4)
+    answers = list(TextClassifier(network, plain_tokenizer()).stream(["", "a film", ""], top=4))
+    for empty in (answers[0], answers[2]):
+        assert empty.tokens == 0 and [each.probability for each in empty.best] == [0.25] * 4
+    assert answers[1].tokens == 2
 
 
 def test_networks_in_training_mode_are_refused() -> None:

@@ -108,6 +108,26 @@ def test_the_first_numbers_of_an_embedding(normalize: bool, tmp_path: Path) -> N
             Embedder(embedder.model, embedder.tokenizer, truncate_dim=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_texts_without_tokens_are_zeros_and_end_no_list(pooling: str, tiny: Any) -> None:
+    embedder = Embedder(tiny, plain_tokenizer(), pooling=pooling)
+    texts = ["", "a film", "", "", "bad plot", ""]
+    found = embedder.embed(texts)
+    assert not found[[0, 2, 3, 5]].any()
+    np.testing.assert_allclose(found[[1, 4]], embedder.embed(["a film", "bad plot"]), rtol=0, atol=1e-6)
+    assert [each.tokens for each in embedder.stream(texts)] == [0, 2, 0, 0, 2, 0]
+    assert embedder.embed([""]).shape == (1, 32)
+
+
+def plain_tokenizer() -> Any:
+    """A tokenizer that adds no special tokens."""
+    from tokenizers import processors
+
+    tokenizer = tiny_models.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    return tokenizer
+
+
 def test_networks_in_training_mode_are_refused() -> None:
     network = tiny_models.bert().train()
     with pytest.raises(ValueError, match="model must be in evaluation mode, but .* call model.eval"):
