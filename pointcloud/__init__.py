@@ -61,6 +61,7 @@ from pointcloud.pretrained import ModelCard, list_pretrained, load_pretrained, s
 from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.sets import Grid, grid_of, intersect, prune, unite
 from pointcloud.spconv_weights import convert_weight
+from pointcloud.stream import Stream, StreamState
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
 from pointcloud.voxels import PointToVoxel, VoxelGrid, devoxelize, voxelize
 
@@ -112,6 +113,8 @@ __all__ = [
     "SparseReLU",
     "SparseSequential",
     "SparseSyncBatchNorm",
+    "Stream",
+    "StreamState",
     "SubMConv1d",
     "SubMConv2d",
     "SubMConv3d",
