@@ -63,12 +63,14 @@ from pointcloud.sets import Grid, grid_of, intersect, prune, unite
 from pointcloud.spconv_weights import convert_weight
 from pointcloud.stream import Stream, StreamState
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
+from pointcloud.tiles import Chunked, chunked
 from pointcloud.voxels import PointToVoxel, VoxelGrid, devoxelize, voxelize
 
 __all__ = [
     "Acceleration",
     "AddTable",
     "Agreement",
+    "Chunked",
     "ConcatTable",
     "ConvAlgo",
     "Grid",
@@ -122,6 +124,7 @@ __all__ = [
     "ToDense",
     "VoxelGrid",
     "accelerate",
+    "chunked",
     "compare",
     "conv",
     "convert_optimizer_state",
