@@ -11,8 +11,9 @@ Array = np.ndarray[Any, Any]
 
 
 @njit(nogil=True, cache=True)
-def unlink(near: Array, far: Array, rows: Array, touched: Array) -> None:
-    """Remove all pairs of rows of the near side; their partners are marked in `touched`."""
+def unlink(near: Array, far: Array, rows: Array, touched: Array) -> int:
+    """Remove all pairs of rows of the near side, and mark their partners in `touched`; how many there were."""
+    count = 0
     for i in range(len(rows)):
         row = rows[i]
         for k in range(near.shape[1]):
@@ -21,6 +22,8 @@ def unlink(near: Array, far: Array, rows: Array, touched: Array) -> None:
                 far[other, k] = -1
                 touched[other] = True
                 near[row, k] = -1
+                count += 1
+    return count
 
 
 @njit(nogil=True, cache=True)
@@ -37,16 +40,19 @@ def move(near: Array, far: Array, source: Array, target: Array) -> None:
 
 
 @njit(nogil=True, cache=True)
-def link(near: Array, far: Array, rows: Array, found: Array, touched: Array) -> None:
-    """Pairs of near rows with `found` [len(rows), K], -1 for none; partners are marked."""
+def link(near: Array, far: Array, rows: Array, found: Array, touched: Array) -> int:
+    """Pairs of near rows with `found` [len(rows), K], -1 for none; partners are marked. How many there were not yet."""
+    count = 0
     for i in range(len(rows)):
         row = rows[i]
         for k in range(near.shape[1]):
             other = found[i, k]
             if other >= 0:
+                count += near[row, k] < 0
                 near[row, k] = other
                 far[other, k] = row
                 touched[other] = True
+    return count
 
 
 @njit(nogil=True, cache=True)
@@ -97,15 +103,26 @@ def keys_of(indices: Array, extents: Array, keys: Array) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def meet(places: Array, stays: Array) -> int:
-    """Mark the places that are met, -1 for none; how many are met for the first time."""
-    count = 0
+def meet(places: Array, stays: Array, unknown: Array, gone: Array) -> tuple[int, int, bool]:
+    """List the rows that are at no place (-1), and the places at which no row is.
+
+    stays: as many False as there are places. Returns the length of both lists, and whether no place is met twice.
+    """
+    n_unknown = n_gone = 0
+    once = True
     for i in range(len(places)):
         place = places[i]
-        if place >= 0 and not stays[place]:
+        if place < 0:
+            unknown[n_unknown] = i
+            n_unknown += 1
+        else:
+            once &= not stays[place]
             stays[place] = True
-            count += 1
-    return count
+    for place in range(len(stays)):
+        if not stays[place]:
+            gone[n_gone] = place
+            n_gone += 1
+    return n_unknown, n_gone, once
 
 
 @njit(nogil=True, cache=True)

@@ -18,6 +18,9 @@ from pointcloud.stream.places import PlacedFeatures
 from pointcloud.stream.rows import Rows
 from pointcloud.stream.state import Scene
 
+# A map of most rows costs more than the products of the others: layers share that of all rows.
+WHOLE_SHARE = 0.6
+
 _running = threading.local()
 
 
@@ -55,7 +58,8 @@ class _Following(DeferredLayer):
             residual = None if residual is None else _ordinary(residual)
             if scene is not None:
                 rows = len(sources[0]) if map is None else map.n_out
-                scene.note(self.name, rows, rows, conv.weight.numel())
+                pairs = rows if map is None else int(map.pairs_per_tap.sum())
+                scene.note(self.name, rows, rows, pairs, pairs, _size(conv, map))
             return super().multiply(conv, sources, map, norms, residual, relu)
         inputs, outputs = levels
         key = scene.call(self.name)
@@ -65,11 +69,18 @@ class _Following(DeferredLayer):
         kept, index = scene.kept.get(key), None
         if kept is not None and kept.follow(outputs, form, scene.frame):
             index = _affected(placed, added, map, outputs)
-        scene.note(self.name, len(outputs) if index is None else len(index), len(outputs), conv.weight.numel())
-        if index is None or kept is None:
-            out = self._rows(conv, placed, map, norms, added, relu, None)
-            return scene.keep(key, outputs, form, out)
-        fresh = self._rows(conv, placed, map, norms, added, relu, index)
+        known = index is not None
+        if index is not None and len(index) > WHOLE_SHARE * len(outputs):
+            index = None
+        part = map.pairs.part(index, map.is_inverse) if isinstance(map, FollowedMap) else None
+        computed = len(outputs) if index is None else len(index)
+        pairs = (computed, len(outputs))
+        if isinstance(map, FollowedMap) and part is not None:
+            pairs = (map.pairs.count if index is None else len(part.schedule[0]), map.pairs.count)
+        scene.note(self.name, computed, len(outputs), *pairs, _size(conv, map))
+        fresh = self._rows(conv, placed, part, norms, added, relu, index)
+        if kept is None or not known:
+            return scene.keep(key, outputs, form, fresh)
         assert outputs.change is not None
         return kept.update(fresh, index, outputs.change.new, scene.threshold * kept.scale)
 
@@ -83,7 +94,7 @@ class _Following(DeferredLayer):
         relu: bool,
         index: Tensor | None,
     ) -> Tensor:
-        """Features [M, out_channels] of the output rows at places `index` [M], or of all."""
+        """Features [M, out_channels] of the output rows at places `index` [M], or of all, by the map of these rows."""
         if index is not None and not len(index):
             return sources[0].plain().new_empty(0, conv.weight.shape[0])
         read = [x.plain() for x in sources]
@@ -91,8 +102,7 @@ class _Following(DeferredLayer):
         if index is not None:
             added = None if added is None else added.index_select(0, index)
             read = [x.index_select(0, index) for x in read] if map is None else read
-        part = map.pairs.part(index, map.is_inverse) if isinstance(map, FollowedMap) else None
-        return super().multiply(conv, tuple(read), part, norms, added, relu)
+        return super().multiply(conv, tuple(read), map, norms, added, relu)
 
 
 class StreamLayer(_Following):
@@ -105,6 +115,12 @@ class StreamLinear(_Following, DeferredLinear):
     def is_served(self, epilogue: Any, sources: int) -> bool:
         """Every product of fewer rows is a gain."""
         return True
+
+
+def _size(conv: Any, map: KernelMap | None) -> int:
+    """Multiplications of a pair of an input and an output row."""
+    size: int = conv.weight.numel()
+    return size if map is None else size // map.n_taps
 
 
 def _levels(sources: tuple[Tensor, ...], map: KernelMap | None) -> tuple[Rows, Rows] | None:

@@ -227,7 +227,7 @@ def _work(scene: Scene, frame: int, whole: bool, features: PlacedFeatures) -> Wo
     appeared = n if whole or change is None else len(change.new)
     vanished = 0 if change is None else len(change.gone)
     moved = 0 if whole or features.changed is None else len(features.changed) - appeared
-    layers = {name: (computed, all_) for name, (computed, all_, _) in scene.work.items()}
+    layers = {name: (rows, all_rows) for name, (rows, all_rows, _, _) in scene.work.items()}
     mode = "whole" if whole else "changed"
     return Work(frame, mode, n, appeared, vanished, moved, layers, share_of(scene.work))
 

@@ -23,6 +23,7 @@ class Pairs:
 
     Attributes:
         inputs, outputs: the levels; the same one for a submanifold map.
+        count: number of pairs.
         touched: places of the output rows that gained or lost an input in this frame, int64; None for all rows.
         frame: in which the pairs were last brought up to date.
     """
@@ -47,8 +48,10 @@ class Pairs:
         # One row per output row with its inputs, one per input row with its outputs.
         self._of_outputs = found.table.t().contiguous()
         self._of_inputs = found.transpose(inputs.indices, shape).table.t().contiguous()
+        self.count = int((found.table >= 0).sum())
         self.touched: Tensor | None = None
         self.frame = frame
+        self._whole: dict[bool, KernelMap] = {}
         self._taps = np.array(list(itertools.product(*map(range, kernel))), np.int64)
 
     def __len__(self) -> int:
@@ -63,7 +66,9 @@ class Pairs:
             self.touched = change.new
             if self.outputs is not self.inputs:
                 self.outputs.become(change.gone, self.outputs.keys[:0])
-        elif self.outputs is self.inputs:
+            return
+        self._whole = {}
+        if self.outputs is self.inputs:
             self._update_same()
         else:
             self._update_other()
@@ -76,8 +81,8 @@ class Pairs:
         outs, ins = self._of_outputs.numpy(), self._of_inputs.numpy()
         touched, ignored = np.zeros(change.before, np.bool_), np.zeros(max(change.before, n), np.bool_)
         gone, source, target, new = (x.numpy() for x in (change.gone, change.source, change.target, change.new))
-        kernels.unlink(ins, outs, gone, touched)
-        kernels.unlink(outs, ins, gone, ignored)
+        self.count -= kernels.unlink(ins, outs, gone, touched)
+        self.count -= kernels.unlink(outs, ins, gone, ignored)
         touched[gone] = False
         kernels.move(outs, ins, source, target)
         kernels.move(ins, outs, source, target)
@@ -87,12 +92,12 @@ class Pairs:
         outs, ins = self._of_outputs.numpy(), self._of_inputs.numpy()
         indices = self.inputs.indices[change.new]
         found = self._find(indices, inverse=False)[0].numpy()
-        kernels.link(ins, outs, new, found, marks)
+        self.count += kernels.link(ins, outs, new, found, marks)
         if all(k % 2 for k in self.geometry.kernel_size):
             found = found[:, ::-1]
         else:
             found = self._find(indices, inverse=True)[0].numpy()
-        kernels.link(outs, ins, new, np.ascontiguousarray(found), ignored)
+        self.count += kernels.link(outs, ins, new, np.ascontiguousarray(found), ignored)
         self.touched = torch.from_numpy(marks).nonzero().squeeze(1)
 
     def _update_other(self) -> None:
@@ -102,12 +107,12 @@ class Pairs:
         assert change is not None
         touched = np.zeros(len(self.outputs), np.bool_)
         outs, ins = self._of_outputs.numpy(), self._of_inputs.numpy()
-        kernels.unlink(ins, outs, change.gone.numpy(), touched)
+        self.count -= kernels.unlink(ins, outs, change.gone.numpy(), touched)
         kernels.move(ins, outs, change.source.numpy(), change.target.numpy())
         self._of_inputs = _resized(self._of_inputs, n)
         ins, new = self._of_inputs.numpy(), change.new.numpy()
         found, keys = self._find(self.inputs.indices[change.new], inverse=False)
-        kernels.link(ins, outs, new, found.numpy(), touched)
+        self.count += kernels.link(ins, outs, new, found.numpy(), touched)
         missing = (found < 0) & (keys >= 0)
         # Every input of an output that appears has appeared as well, or the output would have been there.
         appeared = torch.unique(keys[missing])
@@ -120,7 +125,8 @@ class Pairs:
         self._of_outputs = _resized(self._of_outputs, len(self.outputs))
         found = torch.full_like(found, -1)
         found[missing] = self.outputs.find(keys[missing])
-        kernels.link(ins, self._of_outputs.numpy(), new, found.numpy(), np.zeros(len(self.outputs), np.bool_))
+        marks = np.zeros(len(self.outputs), np.bool_)
+        self.count += kernels.link(ins, self._of_outputs.numpy(), new, found.numpy(), marks)
         self.touched = torch.cat([after.follow(left), after.new])
 
     def _find(self, indices: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -151,18 +157,24 @@ class Pairs:
         kernels.spread(table.numpy(), changed.numpy(), marks)
 
     def part(self, rows: Tensor | None, inverse: bool) -> KernelMap:
-        """The map of these output rows alone, int64; of all for None."""
+        """The map of these output rows alone, int64; of all for None, found once for all layers of a frame."""
+        if rows is not None:
+            return self._part(rows, inverse)
+        if inverse not in self._whole:
+            n = len(self.inputs if inverse else self.outputs)
+            self._whole[inverse] = self._part(torch.arange(n), inverse)
+        return self._whole[inverse]
+
+    def _part(self, rows: Tensor, inverse: bool) -> KernelMap:
         from pointcloud.stream import kernels
 
-        table, n_in = self._of_outputs, len(self.inputs)
-        n_out, coords = len(self.outputs), self.outputs
+        table, inputs, outputs = self._of_outputs, self.inputs, self.outputs
         if inverse:
-            table, n_in, n_out, coords = self._of_inputs, len(self.outputs), len(self.inputs), self.inputs
-        rows = torch.arange(n_out) if rows is None else rows
+            table, inputs, outputs = self._of_inputs, outputs, inputs
         out = torch.empty(table.shape[1], len(rows), dtype=torch.int32)
         parallel_for(kernels.columns, len(rows), _GRAIN, table.numpy(), rows.numpy(), out.numpy())
         # Nothing that multiplies reads coordinates.
-        return KernelMap(out, n_in, coords.indices[:0], coords.shape)
+        return KernelMap(out, len(inputs), outputs.indices[:0], outputs.shape)
 
 
 def _resized(table: Tensor, n: int) -> Tensor:

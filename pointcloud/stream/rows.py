@@ -112,16 +112,16 @@ class Rows:
         if not kernels.keys_of(indices.numpy(), np.array([self.batch_size, *self.shape]), keys.numpy()):
             check_coords(indices, self.shape, self.batch_size)
         places = self.find(keys)
-        known = places >= 0
-        stays = torch.zeros(len(self), dtype=torch.bool)
-        met = kernels.meet(places.numpy(), stays.numpy())
-        fresh = keys[~known]
-        if met + len(fresh) != len(keys) or bool((CoordinateTable(fresh).lookup(fresh) != _count(fresh)).any()):
+        unknown, gone = torch.empty(len(keys), dtype=torch.int64), torch.empty(len(self), dtype=torch.int64)
+        stays = np.zeros(len(self), np.bool_)
+        n_unknown, n_gone, once = kernels.meet(places.numpy(), stays, unknown.numpy(), gone.numpy())
+        unknown = unknown[:n_unknown]
+        fresh = keys[unknown]
+        if not once or bool((CoordinateTable(fresh).lookup(fresh) != torch.arange(n_unknown)).any()):
             check_unique(keys)
-        change = self.become((~stays).nonzero().squeeze(1), fresh)
-        order = places.clone()
-        order[known] = change.follow(places[known])
-        order[~known] = change.new
+        change = self.become(gone[:n_gone], fresh)
+        order = change.follow(places.clamp_(min=0)) if len(change.source) else places
+        order[unknown] = change.new
         self._order = order
         return change
 
@@ -131,7 +131,3 @@ def moved(x: Tensor, change: Change, n: int) -> Tensor:
     out = x[:n].clone() if n <= len(x) else torch.cat([x, x.new_empty(n - len(x), *x.shape[1:])])
     out[change.target] = x[change.source]
     return out
-
-
-def _count(x: Tensor) -> Tensor:
-    return torch.arange(len(x), dtype=torch.int32)

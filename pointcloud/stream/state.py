@@ -48,13 +48,16 @@ class Kept:
         self.frame = frame
         return True
 
-    def update(self, fresh: Tensor, index: Tensor, new: Tensor, threshold: float) -> PlacedFeatures:
-        """Take fresh rows [M, C] at places `index` (those at `new` included) that differ by more than a threshold."""
-        if len(new):
-            self.buffer[new] = torch.nan
+    def update(self, fresh: Tensor, index: Tensor | None, new: Tensor, threshold: float) -> PlacedFeatures:
+        """Take the fresh rows [M, C] that differ by more than a threshold. They are those at places `index`, the ones
+        at `new` among them, or for None all."""
         live = self.buffer[: len(self.rows)]
-        changed = update_rows(live, fresh, index.to(torch.int32), threshold=threshold) if len(index) else None
-        return PlacedFeatures.of(live, self.rows, index[:0] if changed is None else changed.nonzero().squeeze(1))
+        live[new] = torch.nan
+        if index is not None and not len(index):
+            return PlacedFeatures.of(live, self.rows, index)
+        places = None if index is None else index.to(torch.int32)
+        changed = update_rows(live, fresh, places, threshold=threshold)
+        return PlacedFeatures.of(live, self.rows, changed.nonzero().squeeze(1))
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Scene:
         input: features of the input.
         kept: by layer and number of its call in a frame.
         calls: how often each layer was called in this frame, less one.
-        work: of each layer, the rows that were computed in this frame, all, and the size of its weight.
+        work: of each layer, the rows that were computed in this frame, all rows, and the multiplications of both.
         threshold: of the layers, in units of their scale.
     """
 
@@ -75,7 +78,7 @@ class Scene:
     kept: dict[Any, Kept] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     calls: dict[str, int] = field(default_factory=dict)
-    work: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    work: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     threshold: float = 0.0
 
     @property
@@ -87,10 +90,11 @@ class Scene:
         number = self.calls[name] = self.calls.get(name, -1) + 1
         return name, number
 
-    def note(self, name: str, computed: int, rows: int, size: int) -> None:
-        """Count rows that a layer computed."""
-        before = self.work.get(name, (0, 0, size))
-        self.work[name] = (before[0] + computed, before[1] + rows, size)
+    def note(self, name: str, rows: int, all_rows: int, pairs: int, all_pairs: int, size: int) -> None:
+        """Count what a layer computed, and what it would have computed as a whole, `size` multiplications a pair."""
+        new = (rows, all_rows, pairs * size, all_pairs * size)
+        before = self.work.get(name, (0, 0, 0, 0))
+        self.work[name] = (before[0] + new[0], before[1] + new[1], before[2] + new[2], before[3] + new[3])
 
     def begin(self) -> None:
         """A frame begins."""

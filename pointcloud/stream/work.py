@@ -17,7 +17,7 @@ class Work:
         appeared, vanished, changed: of these, since the frame before; `changed` are those whose features moved by more
             than the threshold. In a frame as a whole, all appeared.
         layers: of each layer, by its name, the output rows that were computed, and all.
-        share: of the whole network's multiplications, where each output row of a layer counts the same.
+        share: of the multiplications that the layers would do as a whole.
     """
 
     frame: int
@@ -40,7 +40,7 @@ class Work:
         return {**asdict(self), "layers": layers, "input_share": self.input_share}
 
 
-def share_of(work: dict[str, tuple[int, int, int]]) -> float:
-    """The share of the multiplications, from the rows computed, all rows and the size of the weight of each layer."""
-    whole = sum(rows * size for _, rows, size in work.values())
-    return sum(computed * size for computed, _, size in work.values()) / whole if whole else 0.0
+def share_of(work: dict[str, tuple[int, int, int, int]]) -> float:
+    """The share of the multiplications; of each layer rows computed, all rows, and the multiplications of both."""
+    whole = sum(all_ for _, _, _, all_ in work.values())
+    return sum(done for _, _, done, _ in work.values()) / whole if whole else 0.0

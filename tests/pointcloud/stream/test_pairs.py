@@ -45,6 +45,7 @@ def test_pairs_are_those_of_the_map_found_anew(name: str) -> None:
         tap, row = torch.nonzero(back >= 0, as_tuple=True)
         forward = pairs.part(None, inverse=False).table
         assert torch.equal(forward[tap, back[tap, row].long()], row.int()) and len(row) == int((forward >= 0).sum())
+        assert pairs.count == len(row)
         inputs = {
             tuple(cell): {tuple(x.indices[n].tolist()) for n in column[column >= 0].long()}
             for cell, column in zip(outputs.tolist(), table.t())
