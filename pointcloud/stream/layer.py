@@ -74,10 +74,11 @@ class _Following(DeferredLayer):
             index = None
         part = map.pairs.part(index, map.is_inverse) if isinstance(map, FollowedMap) else None
         computed = len(outputs) if index is None else len(index)
-        pairs = (computed, len(outputs))
+        products, all_products = computed, len(outputs)
         if isinstance(map, FollowedMap) and part is not None:
-            pairs = (map.pairs.count if index is None else len(part.schedule[0]), map.pairs.count)
-        scene.note(self.name, computed, len(outputs), *pairs, _size(conv, map))
+            all_products = map.pairs.count
+            products = all_products if index is None else len(part.schedule[0])
+        scene.note(self.name, computed, len(outputs), products, all_products, _size(conv, map))
         fresh = self._rows(conv, placed, part, norms, added, relu, index)
         if kept is None or not known:
             return scene.keep(key, outputs, form, fresh)

@@ -28,6 +28,9 @@ from pointcloud.stream.state import Kept, Scene, StreamState
 from pointcloud.stream.work import Work, share_of
 from pointcloud.tensor import SparseConvTensor
 
+# Where a larger share of the voxels came and went, hardly a row sees no change, and the frame is run as a whole.
+RENEWED = 0.2
+
 
 class Stream:
     """A network of sparse convolutions, run on cloud after cloud of a sensor that stands still.
@@ -43,6 +46,7 @@ class Stream:
       rounding may depend on the number of rows: there they agree to some 1e-6 of the values.
     * Real sensors jitter: nearly every voxel's mean coordinates and intensity change a little with each turn. Without a
       threshold nothing is then saved. Features that say only whether a voxel is occupied stay the same.
+    * A frame of which more than a fifth of the voxels came and went is run as a whole.
     * Voxels must lie in one grid for all frames: `voxelize(..., point_range=...)`.
 
     One object serves any number of streams: what a stream remembers lies in the StreamState alone. The network is
@@ -131,11 +135,12 @@ class Stream:
         coordinates = x.coordinates
         if scene.rows is None:
             coordinates.check()
-            rows = Rows(coordinates.indices.clone(), coordinates.spatial_shape, coordinates.batch_size)
-            rows.start()
+            rows = _started(coordinates)
         else:
             rows = scene.rows
-            rows.meet(coordinates.indices)
+            change = rows.meet(coordinates.indices)
+            if len(change.gone) + len(change.new) > RENEWED * (change.before + len(rows)):
+                rows, whole = _started(coordinates), True
         scene = state.take(self)
         scene.rows, scene.threshold = rows, self.layer_threshold
         scene.begin()
@@ -196,6 +201,13 @@ class Stream:
         for name, tensor in _tensors(self.model):
             if self._weights.get(name) is not tensor or self._seen[name].current(tensor) is None:
                 raise ValueError(f"model was changed since this Stream was made ({name}): make a new Stream")
+
+
+def _started(coordinates: Coordinates) -> Rows:
+    """A level whose rows have the places in which they come."""
+    rows = Rows(coordinates.indices.clone(), coordinates.spatial_shape, coordinates.batch_size)
+    rows.start()
+    return rows
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -42,16 +42,18 @@ class Pairs:
             output_padding=output_padding,
         )
         self.inputs = inputs
+        self._before = inputs.indices  # as they were when the map was found
         self.geometry = geometry
         same = kind == "submanifold"
         self.outputs = inputs if same else Rows(found.coords, found.shape, inputs.batch_size)
-        # One row per output row with its inputs, one per input row with its outputs.
-        self._of_outputs = found.table.t().contiguous()
-        self._of_inputs = found.transpose(inputs.indices, shape).table.t().contiguous()
         self.count = int((found.table >= 0).sum())
         self.touched: Tensor | None = None
         self.frame = frame
-        self._whole: dict[bool, KernelMap] = {}
+        # The maps of all rows, there and back, where they were asked for or are as they were found.
+        self._whole: dict[bool, KernelMap] = {False: found}
+        # One row per output row with its inputs, one per input row with its outputs; from the first change on.
+        self._of_outputs = self._of_inputs = found.table[:, :0]
+        self._has_tables = False
         self._taps = np.array(list(itertools.product(*map(range, kernel))), np.int64)
 
     def __len__(self) -> int:
@@ -67,11 +69,18 @@ class Pairs:
             if self.outputs is not self.inputs:
                 self.outputs.become(change.gone, self.outputs.keys[:0])
             return
+        self._make_tables()
         self._whole = {}
         if self.outputs is self.inputs:
             self._update_same()
         else:
             self._update_other()
+
+    def _make_tables(self) -> None:
+        if not self._has_tables:
+            found, self._has_tables = self._whole[False], True
+            self._of_outputs = found.table.t().contiguous()
+            self._of_inputs = found.transpose(self._before, self.inputs.shape).table.t().contiguous()
 
     def _update_same(self) -> None:
         from pointcloud.stream import kernels
@@ -153,6 +162,7 @@ class Pairs:
         """Mark the outputs (of the inverse layer, the inputs) that read one of these rows, int64."""
         from pointcloud.stream import kernels
 
+        self._make_tables()
         table = self._of_outputs if inverse else self._of_inputs
         kernels.spread(table.numpy(), changed.numpy(), marks)
 
@@ -160,7 +170,9 @@ class Pairs:
         """The map of these output rows alone, int64; of all for None, found once for all layers of a frame."""
         if rows is not None:
             return self._part(rows, inverse)
-        if inverse not in self._whole:
+        if inverse not in self._whole and not self._has_tables:
+            self._whole[True] = self._whole[False].transpose(self._before, self.inputs.shape)
+        elif inverse not in self._whole:
             n = len(self.inputs if inverse else self.outputs)
             self._whole[inverse] = self._part(torch.arange(n), inverse)
         return self._whole[inverse]
@@ -168,6 +180,7 @@ class Pairs:
     def _part(self, rows: Tensor, inverse: bool) -> KernelMap:
         from pointcloud.stream import kernels
 
+        self._make_tables()
         table, inputs, outputs = self._of_outputs, self.inputs, self.outputs
         if inverse:
             table, inputs, outputs = self._of_inputs, outputs, inputs

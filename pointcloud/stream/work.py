@@ -12,7 +12,7 @@ class Work:
 
     Attributes:
         frame: its number, from 0 on.
-        mode: "whole" (the first frame and those of `refresh`) or "changed".
+        mode: "whole" (the first frame, those of `refresh`, and where a fifth of the voxels came and went) or "changed".
         voxels: rows of the input.
         appeared, vanished, changed: of these, since the frame before; `changed` are those whose features moved by more
             than the threshold. In a frame as a whole, all appeared.

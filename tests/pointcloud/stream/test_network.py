@@ -22,6 +22,7 @@ from pointcloud import (
     SubMConv3d,
 )
 from pointcloud.models import MinkUNet
+from pointcloud.stream import network
 from tests.pointcloud.stream.changing_clouds import CHANNELS, GRID, changing, sensor_frames, settled
 
 
@@ -165,8 +166,9 @@ def test_dtypes(dtype: str) -> None:
         _check(model, changing(5), dtype=dtype)
 
 
-def test_clouds_that_become_empty_and_full() -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("renewed", [network.RENEWED, 2.0])
+def test_clouds_that_become_empty_and_full(renewed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "RENEWED", renewed)
     model = settled(SparseSequential(_conv(SubMConv3d, CHANNELS, 8, 3), _conv(SparseConv3d, 8, 8, 2, 2)))
     full, other = list(changing(2, voxels=900))
     none = SparseConvTensor(full.features[:0], full.indices[:0], GRID, 2)
