@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class BlockReader:
         n_points: number of rows.
         columns: numbers per row.
         dtype: float32 or float64.
-        identity: what tells this source from another: path, size and time of change; of an array its form.
+        identity: what tells this source from another: path, size and time of change, or form and checksum of an array.
     """
 
     n_points: int
@@ -65,7 +66,9 @@ def read_blocks(
         rows = source.detach().cpu().numpy() if hasattr(source, "detach") else np.asanyarray(source)
         _check_rows("source", rows.shape, rows.dtype)
         n_points, width = rows.shape
-        return BlockReader(n_points, width, rows.dtype, ["array", n_points, width, str(rows.dtype)], rows)
+        return BlockReader(
+            n_points, width, rows.dtype, ["array", n_points, width, str(rows.dtype), _checksum(rows)], rows
+        )
     path = Path(source)
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
@@ -102,6 +105,13 @@ def read_blocks(
                 yield block.astype(dtype.newbyteorder("="), copy=False).reshape(n, shape[1])
 
     return BlockReader(*shape, dtype.newbyteorder("="), identity, blocks_of_file)
+
+
+def _checksum(rows: Array) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for begin in range(0, len(rows), 1 << 20):
+        digest.update(np.ascontiguousarray(rows[begin : begin + (1 << 20)]).tobytes())
+    return digest.hexdigest()
 
 
 def _npy(path: Path) -> tuple[int, tuple[int, int], np.dtype]:

@@ -74,12 +74,13 @@ class Stream:
         >>> import torch, pointcloud
         >>> model = pointcloud.models.MinkUNet(in_channels=1, num_classes=5, width=0.25).eval()
         >>> stream, state = pointcloud.Stream(model), None
-        >>> for shift in (0.0, 0.4):  # one of three points moves
-        ...     points = torch.tensor([[0.1, 0.1, 0.1, 1.0], [5.0, 2.0, 0.1, 1.0], [8.0 + shift, 4.0, 0.1, 1.0]])
-        ...     voxels, _ = pointcloud.voxelize(points, 0.2, [0, 0, 0, 10, 10, 2], features=points[:, 3:])
+        >>> points = torch.rand(100, 4)
+        >>> for frame in range(2):
+        ...     points[0, :3] = 0.05 + 0.9 * frame  # one point moves
+        ...     voxels, _ = pointcloud.voxelize(points, 0.01, [0, 0, 0, 1, 1, 1], features=torch.ones(100, 1))
         ...     logits, state = stream.step(voxels, state)
         >>> logits.shape, stream.last_work.appeared, stream.last_work.vanished
-        (torch.Size([3, 5]), 1, 1)
+        (torch.Size([100, 5]), 1, 1)
     """
 
     def __init__(

@@ -75,7 +75,8 @@ def chunked(
     from it. Points are sorted by place on disk first: two and a half times the size of the cloud is needed there.
 
     Every finished tile is kept in `folder`. The same call after an interruption goes on with the first tile that is
-    missing; when all are there the labels are written, and the folder is removed.
+    missing; when all are there the labels are written, and the folder is removed. A file is known again by its size and
+    time of change, an array by a checksum.
 
     Args:
         model: in evaluation mode, from the voxels of `voxelize` to one row of logits for each; or that network after
@@ -86,8 +87,8 @@ def chunked(
             each point in the order of the source.
         voxel_size: metres; the grid begins at the least coordinates of the cloud.
         features: from points [n, 3 + F] to the features [n, C] of each, of which a voxel has the mean; by default all
-            columns, as in `voxelize`. A point's features must depend on that point alone. The function is not compared
-            with that of an interrupted call.
+            columns, as in `voxelize`. A point's features must depend on that point alone. An interrupted call is
+            gone on with where the function's own code is the same.
         columns, extra: see `read_blocks`.
         max_points: points of one tile with its halo, which decides how much memory is needed. A tile no wider than its
             halo may hold more.
@@ -111,7 +112,7 @@ def chunked(
         raise ValueError(f"output must be a .npy file, got {target}")
     cloud = read_blocks(source, columns=columns, extra=extra)
     work = Path(f"{target}.tiles") if folder is None else Path(folder)
-    spool = _sorted(cloud, voxel_size, block, work, _identity(model, cloud, voxel_size, max_points))
+    spool = _sorted(cloud, voxel_size, block, work, _identity(model, cloud, features, voxel_size, max_points))
     if not cloud.n_points:
         return _finish(target, work, [], cloud.n_points, np.dtype(np.uint8), Chunked(0, 0, 0, (0, 0, 0), 0.0))
     labeller = _Labeller(model, spool, features)
@@ -187,7 +188,13 @@ class _Labeller:
         return SparseConvTensor.over(where, mean.to(self.device)), group.of_point
 
 
-def _identity(model: nn.Module, cloud: BlockReader, voxel_size: float, max_points: int) -> dict[str, Any]:
+def _identity(
+    model: nn.Module,
+    cloud: BlockReader,
+    features: Callable[[Tensor], Tensor] | None,
+    voxel_size: float,
+    max_points: int,
+) -> dict[str, Any]:
     """What makes a call the same as an interrupted one."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -197,9 +204,20 @@ def _identity(model: nn.Module, cloud: BlockReader, voxel_size: float, max_point
         "model": digest.hexdigest(),
         "source": cloud.identity,
         "columns": cloud.columns,
+        "features": None if features is None else _code(features),
         "voxel_size": voxel_size,
         "max_points": max_points,
     }
+
+
+def _code(function: Callable[..., Any]) -> str:
+    """What tells a function from another one of the same name."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return getattr(function, "__qualname__", type(function).__qualname__)
+    constants = [value for value in code.co_consts if isinstance(value, (int, float, str, tuple, type(None)))]
+    content = repr((code.co_code.hex(), constants, code.co_names)).encode()
+    return f"{function.__qualname__} {hashlib.sha256(content).hexdigest()}"
 
 
 def _sorted(cloud: BlockReader, voxel_size: float, block: int, work: Path, identity: dict[str, Any]) -> Spool:

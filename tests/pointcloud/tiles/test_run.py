@@ -148,11 +148,32 @@ def test_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     first, seen = model.calls, []
     with pytest.raises(ValueError, match="holds the unfinished tiles of another model, source or option"):
         chunked(model, points, output, **{**options, "max_points": 4000})
+    for given, other in ((points + 1, {}), (points, {"features": lambda rows: rows[:, 3:] * 2})):
+        with pytest.raises(ValueError, match="holds the unfinished tiles of another"):
+            chunked(model, given, output, **{**options, **other})
     done = chunked(model, points, output, progress=lambda *numbers: seen.append(numbers), **options)
     looks = first - 3
     assert done.resumed == 3 and model.calls - first == looks + done.tiles - 3
     assert seen == [(n + 1, done.tiles) for n in range(done.tiles)]
     assert np.array_equal(np.load(output), whole(model, points))
+
+
+def test_a_killed_process_leaves_what_the_next_call_goes_on_with(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, torch
+from pointcloud import chunked
+from tests.pointcloud.tiles.test_run import VOXEL, intensity, small, street
+torch.manual_seed(0)
+kill = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == 2 else None
+chunked(small(), street(9000), sys.argv[1], voxel_size=VOXEL, features=intensity, max_points=3000, progress=kill)
+"""
+    output, root = tmp_path / "labels.npy", Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code, str(output)], cwd=root, capture_output=True, check=False)
+    assert done.returncode == -9 and not output.exists(), done.stderr
+    torch.manual_seed(0)
+    points, model = street(9000), small()
+    went_on = chunked(model, points, output, voxel_size=VOXEL, features=intensity, max_points=3000)
+    assert went_on.resumed == 2 and np.array_equal(np.load(output), whole(model, points))
 
 
 def test_empty_cloud_and_single_point(tmp_path: Path) -> None:
