@@ -41,7 +41,7 @@ def pointcloud() -> Domain:
     """Sparse convolution on clouds."""
     from benchmarks.pointcloud import CASES, workloads
 
-    return Domain(CASES, workloads.WORKLOADS, ("nuscenes",), {"detectors": ("nuscenes",)})
+    return Domain(CASES, workloads.WORKLOADS, ("nuscenes",), {"detectors": ("nuscenes",), "stream": ("simulated",)})
 
 
 def video() -> Domain:

@@ -61,13 +61,16 @@ from pointcloud.pretrained import ModelCard, list_pretrained, load_pretrained, s
 from pointcloud.segment import Segmentation, Segmenter
 from pointcloud.sets import Grid, grid_of, intersect, prune, unite
 from pointcloud.spconv_weights import convert_weight
+from pointcloud.stream import Stream, StreamState
 from pointcloud.tensor import ConvAlgo, SparseConvTensor
+from pointcloud.tiles import Chunked, chunked
 from pointcloud.voxels import PointToVoxel, VoxelGrid, devoxelize, voxelize
 
 __all__ = [
     "Acceleration",
     "AddTable",
     "Agreement",
+    "Chunked",
     "ConcatTable",
     "ConvAlgo",
     "Grid",
@@ -112,6 +115,8 @@ __all__ = [
     "SparseReLU",
     "SparseSequential",
     "SparseSyncBatchNorm",
+    "Stream",
+    "StreamState",
     "SubMConv1d",
     "SubMConv2d",
     "SubMConv3d",
@@ -119,6 +124,7 @@ __all__ = [
     "ToDense",
     "VoxelGrid",
     "accelerate",
+    "chunked",
     "compare",
     "conv",
     "convert_optimizer_state",

@@ -121,7 +121,9 @@ class Coordinates:
         self.check_unmodified()
         found = self._links.get(geometry)
         if found is None:
-            found = self._links[geometry] = self._search(geometry)
+            followed = getattr(self.indices, "followed", None)  # what a stream knows of these very rows
+            found = None if followed is None else followed.link(geometry, self.spatial_shape)
+            found = self._links[geometry] = self._search(geometry) if found is None else found
         return found
 
     def adopt(self, geometry: Geometry, link: Link) -> None:
@@ -171,6 +173,11 @@ class Coordinates:
             check_coords(self.indices, self.spatial_shape, self.batch_size)
             check_unique(self.keys())
             self._checked = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the indices lie."""
+        return self.indices.device
 
     def keys(self) -> Tensor:
         """Position of each row in the batch of grids, int64 [N]."""

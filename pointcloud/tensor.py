@@ -418,10 +418,8 @@ def _check_fit(features: Tensor, coordinates: Coordinates) -> None:
         raise ValueError(
             f"features must have one row for each of the {len(coordinates)} rows of indices, got {describe(features)}"
         )
-    if features.device != coordinates.indices.device:
-        raise ValueError(
-            f"features and indices must be on one device, got {features.device} and {coordinates.indices.device}"
-        )
+    if features.device != coordinates.device:
+        raise ValueError(f"features and indices must be on one device, got {features.device} and {coordinates.device}")
 
 
 def check_algo(algo: Any, name: str) -> None:

@@ -59,6 +59,16 @@ def test_accelerate_your_sparse_network(run: Run) -> None:
     assert float(agreeing) > 95
 
 
+def test_watch_a_crossing(run: Run) -> None:
+    out = run("watch_a_crossing").splitlines()
+    assert len(out) == 5 and " 100.0% of the work" in out[0] and " 100.0% of the work" not in out[-1]
+
+
+def test_label_a_large_cloud(run: Run) -> None:
+    out = run("label_a_large_cloud")
+    assert "100.00% of the labels are those of the whole cloud" in out
+
+
 def test_shift_and_stream(run: Run) -> None:
     out = run("shift_and_stream")
     assert "8 of 8 residual blocks shifted (blockres, past)" in out

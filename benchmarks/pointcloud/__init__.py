@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.harness import Settings, Trial
-from benchmarks.pointcloud import detectors, folding, layers, maps, network, resample, training
+from benchmarks.pointcloud import detectors, folding, layers, maps, network, resample, stream, training
 from benchmarks.pointcloud.workloads import Workload
 
 CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
@@ -15,5 +15,6 @@ CASES: dict[str, Callable[[Workload, Settings], Iterator[Trial]]] = {
     "network": network.trials,
     "detectors": detectors.trials,
     "folding": folding.trials,
+    "stream": stream.trials,
     "training": training.trials,
 }

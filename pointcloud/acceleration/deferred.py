@@ -388,7 +388,7 @@ def _compute_and_call(func: Any, args: Any, kwargs: dict[str, Any], written: lis
     def ordinary(x: Any) -> Any:
         if not isinstance(x, DeferredFeatures):
             return x
-        value = x.node.compute()
+        value = x.node.settle()
         given.append((x, value))
         return value
 

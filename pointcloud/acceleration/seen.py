@@ -119,7 +119,7 @@ def ordinary(value: Any) -> Any:
 def _ordinary(value: Any, known: set[int]) -> Any:
     if isinstance(value, DeferredFeatures):
         value.node.exposed = True
-        return value.node.compute()
+        return value.node.settle()
     if isinstance(value, (str, bytes, int, float, Tensor, nn.Module)) or value is None or id(value) in known:
         return value
     known.add(id(value))

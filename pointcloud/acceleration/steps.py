@@ -104,6 +104,15 @@ class Features(ABC):
     def compute(self) -> Tensor:
         """The value."""
 
+    def settle(self) -> Tensor:
+        """The value as the network's code may see it: where it was computed in another order of rows, in the order of
+        the coordinates."""
+        value = self.compute()
+        in_order: Callable[[], Tensor] | None = getattr(value, "in_order", None)
+        if in_order is not None:
+            self.value = value = in_order()
+        return value
+
     @abstractmethod
     def reads(self, tensor: Tensor) -> bool:
         """Whether the value is yet to be computed from this tensor."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +53,7 @@ def read_las(path: Path) -> Columns:
     """The dimensions of a LAS or LAZ file; x, y, z are float64 world coordinates in metres."""
     size = check_file(path, "a LAS or LAZ cloud")
     _check_header(path, size)
-    try:
-        import laspy
-    except ImportError as error:
-        raise ImportError(
-            f"{path}: reading LAS / LAZ needs laspy and lazrs: pip install 'trisparse[pointcloud]'"
-        ) from error
-
+    laspy = _laspy(path)
     parts: dict[str, list[np.ndarray]] = {}
     try:
         with laspy.open(path) as reader:
@@ -79,3 +74,37 @@ def read_las(path: Path) -> Columns:
     if len(columns["x"]) != claimed:
         raise ValueError(f"{path}: the header claims {claimed} points, the file holds {len(columns['x'])}")
     return columns
+
+
+def open_las(path: Path, extra: Sequence[str]) -> tuple[int, Callable[[int], Iterator[np.ndarray]]]:
+    """(number of points, a function from a number of points to blocks float64 [n, 3 + len(extra)]) of a LAS file."""
+    _check_header(path, check_file(path, "a LAS or LAZ cloud"))
+    laspy = _laspy(path)
+    with laspy.open(path) as reader:
+        claimed = int(reader.header.point_count)
+        names = list(reader.header.point_format.dimension_names)
+    for name in extra:
+        if name not in names:
+            raise ValueError(f"{path}: extra must name dimensions of the file ({', '.join(names)}), got {name!r}")
+
+    def blocks(size: int) -> Iterator[np.ndarray]:
+        count = 0
+        with laspy.open(path) as reader:
+            for points in reader.chunk_iterator(size):
+                block = np.stack([np.asarray(points[name], np.float64) for name in ("x", "y", "z", *extra)], 1)
+                count += len(block)
+                yield block
+        if count != claimed:
+            raise ValueError(f"{path}: the header claims {claimed} points, the file holds {count}")
+
+    return claimed, blocks
+
+
+def _laspy(path: Path) -> Any:
+    try:
+        import laspy
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading LAS / LAZ needs laspy and lazrs: pip install 'trisparse[pointcloud]'"
+        ) from error
+    return laspy

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pointcloud.simulate.beams import SENSORS, Sensor
 from pointcloud.simulate.classes import CLASSES
+from pointcloud.simulate.frames import simulate_frames
 from pointcloud.simulate.scene import Scene, make_scene
 from pointcloud.simulate.sweep import Sweep, simulate_sweep
 
-__all__ = ["CLASSES", "SENSORS", "Scene", "Sensor", "Sweep", "make_scene", "simulate_sweep"]
+__all__ = ["CLASSES", "SENSORS", "Scene", "Sensor", "Sweep", "make_scene", "simulate_frames", "simulate_sweep"]

@@ -69,19 +69,22 @@ def _tilt(pitch: float, roll: float) -> np.ndarray:
 
 
 def simulate_sweep(seed: int, sensor: str | Sensor = "hdl32", *, scene: Scene | None = None,
-                   keep_ego: bool = False) -> Sweep:  # fmt: skip
+                   keep_ego: bool = False, noise: int = 0) -> Sweep:  # fmt: skip
     """A labelled sweep of the scene of `seed`, bit-equal for equal arguments.
 
     sensor: "hdl32" (as in nuScenes), "hdl64" (as in KITTI) or a Sensor of your own. scene: cast another scene than
     that of the seed (the seed still draws noise, tilt and height). keep_ego: keep the returns of the car that carries
     the sensor, labelled vehicle. Real nuScenes files hold them, and beams without a return as points within 1.2 m of
-    the sensor: drop those from a file before comparing. Raises ValueError for a bad seed or an unknown sensor.
+    the sensor: drop those from a file before comparing. noise: another draw of noise and lost echoes, from the same
+    place. Raises ValueError for a bad seed or an unknown sensor.
     """
     device = get_sensor(sensor)
     check_seed(seed)
+    check_seed(noise)
     scene = make_scene(seed) if scene is None else scene
     # Streams of their own: switching noise off must not change what else is drawn.
-    pose, luck, noise = (np.random.default_rng([int(seed), k]) for k in (1, 2, 3))
+    more = [int(noise)] if noise else []
+    pose, luck, errors = (np.random.default_rng([int(seed), k, *(more if k > 1 else [])]) for k in (1, 2, 3))
     ground = scene.ground
     floor = ground.z(0.0, 0.0)
     height = floor + device.height + float(np.clip(pose.normal(0.0, 0.04), -0.1, 0.1))
@@ -107,9 +110,9 @@ def simulate_sweep(seed: int, sensor: str | Sensor = "hdl32", *, scene: Scene | 
     seen = (1.0 - device.dropout) * strength**2 / (1.0 + strength**2)
     kept = (on_ground | on_object) & (luck.random(count) < seen)
     kept &= keep_ego | (hit < first_ego)
-    measured = distance + device.range_noise * noise.standard_normal(count)
+    measured = distance + device.range_noise * errors.standard_normal(count)
     kept &= (measured >= np.where(hit >= first_ego, 0.1, device.min_range)) & (measured <= device.max_range)
-    bright = device.intensity_gain * reflectivity * np.sqrt(cosine) * np.exp(0.25 * noise.standard_normal(count))
+    bright = device.intensity_gain * reflectivity * np.sqrt(cosine) * np.exp(0.25 * errors.standard_normal(count))
     xyz = (rays[kept] * measured[kept, None]).astype(np.float32)
     intensity = np.clip(bright[kept], 0.0, 1.0).astype(np.float32)
     return Sweep(xyz, intensity, ring[kept], labels[kept])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointcloud.simulate import CLASSES, SENSORS, Scene, Sensor, Sweep, make_scene, simulate_sweep
+from pointcloud.simulate import CLASSES, SENSORS, Scene, Sensor, Sweep, make_scene, simulate_frames, simulate_sweep
 from pointcloud.simulate.classes import BUILDING, EXTENT, ROAD, SIDEWALK, VEGETATION, VEHICLE
 from pointcloud.simulate.ground import CELL, Ground
 from pointcloud.simulate.objects import Builder
@@ -297,3 +297,24 @@ def test_like_a_real_sweep(data_dir: Path, sweeps: list[Sweep]) -> None:
     rings = np.bincount(real[:, 4].astype(int), minlength=32)
     simulated = np.median([np.bincount(s.ring, minlength=32) for s in sweeps], axis=0)
     assert np.corrcoef(rings, simulated)[0, 1] > 0.8
+
+
+def test_frames_differ_where_something_moves() -> None:
+    frames = list(simulate_frames(3, frames=3))
+    assert same(frames[0], simulate_sweep(3)) and not same(frames[1], frames[2])
+    assert all(same(a, b) for a, b in zip(frames, simulate_frames(3, frames=3)))
+    points = [{tuple(p) for p in sweep.xyz.tolist()} for sweep in frames]
+    assert 0.8 < len(points[0] & points[1]) / len(points[0]) < 1
+    assert same(*simulate_frames(3, frames=2, speed=0.0))
+
+
+def test_jitter_moves_every_point_of_the_same_scene() -> None:
+    still, other = simulate_frames(3, frames=2, speed=0.0, jitter=True)
+    assert len({tuple(p) for p in still.xyz.tolist()} & {tuple(p) for p in other.xyz.tolist()}) == 0
+    assert abs(len(still) - len(other)) < 0.02 * len(still)
+    assert np.bincount(still.labels) == pytest.approx(np.bincount(other.labels), rel=0.2, abs=30)
+
+
+def test_number_of_frames_is_checked() -> None:
+    with pytest.raises(ValueError, match="frames must be at least 0, got -1"):
+        next(simulate_frames(3, frames=-1))
