@@ -74,10 +74,10 @@ class Stream:
         >>> import torch, pointcloud
         >>> model = pointcloud.models.MinkUNet(in_channels=1, num_classes=5, width=0.25).eval()
         >>> stream, state = pointcloud.Stream(model), None
-        >>> points = torch.rand(100, 4)
+        >>> points = torch.linspace(0.1, 0.9, 100)[:, None].repeat(1, 3)
         >>> for frame in range(2):
-        ...     points[0, :3] = 0.05 + 0.9 * frame  # one point moves
-        ...     voxels, _ = pointcloud.voxelize(points, 0.01, [0, 0, 0, 1, 1, 1], features=torch.ones(100, 1))
+        ...     points[0] = 0.05 + 0.9 * frame  # one point moves
+        ...     voxels, _ = pointcloud.voxelize(points, 0.005, [0, 0, 0, 1, 1, 1], features=torch.ones(100, 1))
         ...     logits, state = stream.step(voxels, state)
         >>> logits.shape, stream.last_work.appeared, stream.last_work.vanished
         (torch.Size([100, 5]), 1, 1)
