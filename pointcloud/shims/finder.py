@@ -17,7 +17,7 @@ from typing import Any
 from common_models.names import did_you_mean
 
 HOME = "pointcloud.shims"
-KNOWN = ("MinkowskiEngine", "cumm", "flash_attn", "spconv", "torch_scatter", "torchsparse")
+KNOWN = ("MinkowskiEngine", "cumm", "flash_attn", "pointrope", "spconv", "torch_scatter", "torchsparse")
 
 
 class StandInError(ImportError):
