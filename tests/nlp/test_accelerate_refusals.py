@@ -47,10 +47,10 @@ def test_what_is_no_network_of_hugging_face() -> None:
 
 def test_unknown_architectures() -> None:
     small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
-    model = transformers.XLMRobertaXLModel(transformers.XLMRobertaXLConfig(**small))
+    model = transformers.RemBertModel(transformers.RemBertConfig(**small, input_embedding_size=8))
     text = message(ValueError, model)
-    assert text.startswith("model_type must be one of albert, bert, camembert, distilbert, electra, gpt2, llama, ")
-    assert text.endswith(", got 'xlm-roberta-xl'; did you mean 'xlm-roberta' or 'roberta'?")
+    assert text.startswith("model_type must be one of albert, arcee, bert, bert-generation, camembert, cohere, ")
+    assert text.endswith(", got 'rembert'; did you mean 'camembert' or 'bert' or 'roberta'?")
     text = message(ValueError, transformers.DebertaV2Model(transformers.DebertaV2Config(**small)))
     assert text.endswith(
         "got 'deberta-v2': its attention is written out in its own code, where packed rows cannot be handed in"

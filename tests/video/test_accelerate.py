@@ -334,6 +334,8 @@ def test_convolutions_that_do_not_pay_stay_as_they_were(dtype, monkeypatch):
     torch.manual_seed(0)
     model = settle(TSM(MobileNetV2(width=0.25), num_classes=5, direction="past"))
     every = accelerate(model, dtype=dtype, adapt=False)
+    if dtype is not None and not every.acceleration.packed:
+        pytest.skip("oneDNN packs no convolution in bf16 on this processor")
     monkeypatch.setattr(MODULE, "best_times", timed(30e-6, 29e-6))  # faster, but by less than the margin
     none = accelerate(model, dtype=dtype)
     assert not any(type(module) is PackedConv2d for module in none.modules()) and none.acceleration.packed == 0
