@@ -235,6 +235,8 @@ class Packing:
             return "with gradient checkpointing, which runs layers again outside of the pass"
         if call.get("encoder_hidden_states") is not None:
             return "encoder_hidden_states were given"
+        if _wanted(call, base, "output_router_logits", False):
+            return "output_router_logits asks for a row of every token, padding included"
         ids = call.get("input_ids")
         if getattr(base.config, "token_dropout", False) and ids is not None:
             if bool((ids == getattr(base.config, "mask_token_id", None)).any()):

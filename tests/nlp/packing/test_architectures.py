@@ -75,6 +75,17 @@ def test_masks_that_scale_a_row_are_that_row_s() -> None:
     torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_the_loss_of_routers_is_that_of_the_padded_network(model_type: str) -> None:
+    model = network(model_type, "ForCausalLM")
+    batch = padded((33, 12), padding=padding_id(model))
+    more = {"labels": batch["input_ids"], "output_router_logits": True}
+    with torch.inference_mode():
+        want, got = (each(**batch, **more) for each in (model, accelerate(model)))
+    torch.testing.assert_close(got.aux_loss, want.aux_loss)
+    torch.testing.assert_close(got.loss, want.loss, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_other_values_for_each_token(known: bool) -> None:
     model = network("layoutlm" if known else "bert")
